@@ -1,0 +1,78 @@
+# Everything runs from here; `make` alone lists it. Nothing is installed outside
+# this folder, except that `test` installs Debian packages its tests need.
+
+FETCHED_ENVOY := $(CURDIR)/.tools/envoy/envoy
+ENVOY         ?= $(FETCHED_ENVOY)
+PROXY         ?= envoy
+ARGS          ?=
+
+GO      ?= go
+PLUGINS := plugins/dist/basic-auth.wasm plugins/dist/header-counter.wasm
+# What a plugin is built from: the plugins' code without their tests.
+PLUGIN_SOURCES := go.mod go.sum $(filter-out %_test.go,$(wildcard plugins/*/*.go plugins/internal/*/*.go))
+# The packages that have end-to-end tests.
+E2E = $(shell git grep -l --untracked '^//go:build e2e$$' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|')
+
+# One compilation, with these, serves the binary, the linters and the end-to-end
+# tests; only the race detector needs another.
+export CGO_ENABLED := 0
+export GOFLAGS     := $(GOFLAGS) -trimpath
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build plugins run test test-short race e2e bench lint generate clean deps envoy
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: plugins ## build the example plugins, then bin/chandler with them inside
+	$(GO) build -ldflags "-s -w" -o bin/chandler ./cmd/chandler
+
+plugins: $(PLUGINS) ## build the example plugins into plugins/dist
+
+plugins/dist/basic-auth.wasm: $(PLUGIN_SOURCES)
+	GOOS=wasip1 GOARCH=wasm $(GO) build -buildmode=c-shared -buildvcs=false -ldflags "-s -w" -o $@ ./plugins/basicauth
+
+plugins/dist/header-counter.wasm: $(PLUGIN_SOURCES)
+	GOOS=wasip1 GOARCH=wasm $(GO) build -buildmode=c-shared -buildvcs=false -ldflags "-s -w" -o $@ ./plugins/headercounter
+
+run: build envoy ## run it all on this machine (PROXY=envoy, ARGS="-f examples/httpbin")
+	bin/chandler run --proxy $(PROXY) --envoy $(ENVOY) $(ARGS)
+
+envoy: ## fetch Envoy into .tools, unless ENVOY names another or it is there
+	@test "$(ENVOY)" != "$(FETCHED_ENVOY)" || scripts/envoy.sh >/dev/null
+
+test: deps lint race e2e ## everything; installs what it needs
+
+test-short: ## unit tests, vet and staticcheck, in under two minutes
+	$(GO) test -short ./...
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+race: ## unit tests under the race detector
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+e2e: build envoy ## end-to-end tests: real Envoy, real registries, the READMEs' commands
+	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
+		$(GO) test -tags e2e -count 1 -p 1 -timeout 20m $(E2E)
+
+bench: build envoy ## benchmarks
+	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
+		$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
+
+lint: ## gofmt, go vet, staticcheck and the layers of the packages
+	@out=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
+		test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
+	$(GO) vet -tags e2e ./...
+	$(GO) tool staticcheck -tags e2e ./...
+	$(GO) test ./internal
+
+generate: ## write generated files again
+	$(GO) generate ./...
+
+deps: ## install the Debian packages that tests need, if they are missing
+	scripts/deps.sh
+
+clean: ## remove what was built and fetched
+	rm -rf bin .tools
+	rm -f $(PLUGINS)
