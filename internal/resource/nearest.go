@@ -1,0 +1,50 @@
+package resource
+
+import "strings"
+
+// nearest returns the one of have that want is most likely a slip of, or "" if
+// none is close. Case, underscores and dashes do not count.
+func nearest(want string, have []string) string {
+	if len(want) > maxNearest {
+		return ""
+	}
+	best, least := "", (len(want)+2)/3+1
+	for _, h := range have {
+		if d := distance(fold(want), fold(h)); d < least {
+			best, least = h, d
+		}
+	}
+	return best
+}
+
+// maxNearest is the length beyond which a name is no slip of a known one.
+const maxNearest = 64
+
+func fold(s string) string {
+	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(s))
+}
+
+// distance is the number of insertions, deletions, substitutions and swaps of
+// neighbours that make b of a (optimal string alignment).
+func distance(a, b string) int {
+	before, last := make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		row := make([]int, len(b)+1)
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			substitute := last[j-1]
+			if a[i-1] != b[j-1] {
+				substitute++
+			}
+			row[j] = min(last[j]+1, row[j-1]+1, substitute)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+		before, last = last, row
+	}
+	return last[len(b)]
+}
