@@ -1,0 +1,31 @@
+// Package source is the contract of what feeds resources to the control plane:
+// files (source/dir) and the Kubernetes API (source/kube).
+//
+// A source reads, watches and decodes; it does not judge what resources mean
+// together. It delivers whole sets, never changes: whoever takes them needs no
+// memory. Contract tests are in source/sourcetest.
+package source
+
+import (
+	"context"
+
+	"github.com/chandler-proxy/chandler/internal/resource"
+)
+
+// A Snapshot is everything a source holds at one moment.
+type Snapshot struct {
+	// Objects are all valid resources, in no particular order, each kind,
+	// namespace and name once.
+	Objects []resource.Object
+	// Problems is what could not be taken. Where a resource was valid before,
+	// its last valid form is still among Objects.
+	Problems []resource.Problem
+}
+
+// A Source delivers snapshots.
+type Source interface {
+	// Run calls deliver with the first complete snapshot, then with a new one
+	// after every change, never concurrently, until ctx ends; then it returns
+	// nil. It returns an error only if it cannot go on at all. It is called once.
+	Run(ctx context.Context, deliver func(Snapshot)) error
+}
