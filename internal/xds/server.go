@@ -1,0 +1,207 @@
+package xds
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/proto"
+)
+
+// A Config is what a Server must be told. Only Class is required.
+type Config struct {
+	// Class is the key of the proxies that get the same configuration as the
+	// node. An error refuses the proxy; it is told the reason.
+	Class func(*corev3.Node) (string, error)
+	// Appeared is called when a class has its first proxy and needs a snapshot.
+	// The proxy waits until it is published. Appeared must not block, nor call
+	// the Server.
+	Appeared func()
+
+	Log        *slog.Logger          // default: none
+	Registerer prometheus.Registerer // default: metrics are not registered
+}
+
+// A Server serves snapshots to proxies. Its methods are safe for concurrent use.
+type Server struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+
+	cfg      Config
+	metrics  *metrics
+	stopping chan struct{}
+	streams  sync.WaitGroup // goroutines that receive
+
+	mu      sync.Mutex
+	stopped bool
+	serial  uint64 // of streams
+	classes map[string]*class
+}
+
+// A class is proxies that get the same configuration.
+type class struct {
+	key      string
+	node     *corev3.Node // of the first of them
+	snapshot *Snapshot    // nil until one is published
+	streams  map[*stream]struct{}
+}
+
+// New returns a Server that serves nothing until it is registered and published to.
+func New(cfg Config) *Server {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Appeared == nil {
+		cfg.Appeared = func() {}
+	}
+	s := &Server{
+		cfg:      cfg,
+		stopping: make(chan struct{}),
+		classes:  make(map[string]*class),
+	}
+	s.metrics = newMetrics(cfg.Registerer)
+	return s
+}
+
+// Options are those of a gRPC server that serves many proxies over long-lived
+// streams: keepalive as Istio has it, no maximum age, and small buffers, since
+// nearly all connections are silent nearly always.
+func Options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
+		grpc.MaxRecvMsgSize(16 << 20),
+		grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(4 << 10),
+		grpc.WaitForHandlers(true),
+	}
+}
+
+// Register makes g serve ADS.
+func (s *Server) Register(g grpc.ServiceRegistrar) {
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, s)
+}
+
+// Run returns when ctx has ended and no stream is left; it ends them all. It is
+// needed only for that.
+func (s *Server) Run(ctx context.Context) error {
+	<-ctx.Done()
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+	close(s.stopping)
+	s.streams.Wait()
+	return nil
+}
+
+// A Class is what is known of the proxies that get the same configuration.
+type Class struct {
+	Key      string
+	Node     *corev3.Node // of one of them, without its list of extensions; not to be changed
+	Snapshot *Snapshot    // last published; nil if none was
+	Proxies  int          // connected
+}
+
+// Classes are those with a proxy connected, sorted by key.
+func (s *Server) Classes() []Class {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	classes := make([]Class, 0, len(s.classes))
+	for _, c := range s.classes {
+		classes = append(classes, Class{Key: c.key, Node: c.node, Snapshot: c.snapshot, Proxies: len(c.streams)})
+	}
+	slices.SortFunc(classes, func(a, b Class) int { return cmp.Compare(a.Key, b.Key) })
+	return classes
+}
+
+// Publish makes snap the configuration of the class. It does nothing if no
+// proxy of the class is connected any more.
+func (s *Server) Publish(class string, snap *Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.classes[class]
+	if c == nil {
+		return
+	}
+	c.snapshot = snap
+	for st := range c.streams {
+		st.offer(snap)
+	}
+}
+
+// errStopping ends streams when the server stops.
+var errStopping = errors.New("control plane is stopping")
+
+// join makes a stream one of its class. The receiving goroutine that comes with
+// it is counted.
+func (s *Server) join(node *corev3.Node, key string, delta bool, peer string) (*stream, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return nil, errStopping
+	}
+	s.serial++
+	st := &stream{
+		id:        node.GetId(),
+		class:     key,
+		peer:      peer,
+		serial:    s.serial,
+		connected: time.Now(),
+		session:   newSession(delta, strconv.FormatUint(s.serial, 36)+"."),
+		wake:      make(chan struct{}, 1),
+	}
+	c := s.classes[key]
+	if c == nil {
+		c = &class{key: key, node: withoutExtensions(node), streams: make(map[*stream]struct{})}
+		s.classes[key] = c
+		s.cfg.Appeared()
+	}
+	if c.snapshot != nil {
+		st.session.offer(c.snapshot)
+	}
+	c.streams[st] = struct{}{}
+	s.streams.Add(1)
+	s.metrics.connected.Inc()
+	return st, nil
+}
+
+// withoutExtensions leaves out what Envoy tells of itself by the hundred.
+func withoutExtensions(node *corev3.Node) *corev3.Node {
+	node = proto.CloneOf(node)
+	node.Extensions = nil
+	return node
+}
+
+// leave ends a stream's membership, and its class with the last.
+func (s *Server) leave(st *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.classes[st.class]
+	delete(c.streams, st)
+	if len(c.streams) == 0 {
+		delete(s.classes, st.class)
+	}
+	s.metrics.connected.Dec()
+}
+
+// nodeClass is Config.Class, checked.
+func (s *Server) nodeClass(node *corev3.Node) (string, error) {
+	if node.GetId() == "" {
+		return "", errors.New("first request has no node id")
+	}
+	key, err := s.cfg.Class(node)
+	if err != nil {
+		return "", fmt.Errorf("node %q: %w", node.GetId(), err)
+	}
+	return key, nil
+}

@@ -1,0 +1,254 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// A stream is one ADS stream of one proxy.
+type stream struct {
+	id        string // of the node
+	class     string
+	peer      string // address
+	serial    uint64
+	connected time.Time
+	wake      chan struct{} // there may be something to send
+
+	mu      sync.Mutex // held to compute, never to send or receive
+	session *session
+}
+
+func (st *stream) signal() {
+	select {
+	case st.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (st *stream) offer(snap *Snapshot) {
+	st.mu.Lock()
+	st.session.offer(snap)
+	st.mu.Unlock()
+	st.signal()
+}
+
+func (st *stream) request(r *request) (*Nack, error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	defer st.signal()
+	return st.session.request(r, time.Now())
+}
+
+func (st *stream) next() (*response, time.Time) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.session.next(time.Now())
+}
+
+// A wire is a gRPC stream of either variant.
+type wire interface {
+	Context() context.Context
+	// receive returns the next request, and the node if it is given.
+	receive() (*request, *corev3.Node, error)
+	send(*response) error
+}
+
+// DeltaAggregatedResources serves incremental ADS.
+func (s *Server) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	return s.serve(deltaWire{g}, true)
+}
+
+// StreamAggregatedResources serves state-of-the-world ADS.
+func (s *Server) StreamAggregatedResources(g discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	return s.serve(worldWire{g}, false)
+}
+
+// serve serves one stream until its client or the server ends it. This
+// goroutine sends; another receives, so that a client that is slow to read is
+// still heard.
+func (s *Server) serve(w wire, delta bool) error {
+	r, node, err := w.receive()
+	if err != nil {
+		return ended(err)
+	}
+	key, err := s.nodeClass(node)
+	if err != nil {
+		s.cfg.Log.Warn("proxy refused", "proxy", node.GetId(), "peer", address(w.Context()), "reason", err)
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	st, err := s.join(node, key, delta, address(w.Context()))
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	defer s.leave(st)
+	s.cfg.Log.Info("proxy connected", "proxy", st.id, "peer", st.peer, "delta", delta)
+
+	received := make(chan error, 1)
+	go func() { // Run waits for it; it ends when this stream's handler has returned
+		defer s.streams.Done()
+		received <- s.receive(st, w, r)
+	}()
+	err = s.send(st, w, received)
+	s.cfg.Log.Info("proxy disconnected", "proxy", st.id, "peer", st.peer, "reason", err)
+	return err
+}
+
+// receive takes requests, the first of which has been read, until there are no more.
+func (s *Server) receive(st *stream, w wire, r *request) error {
+	for {
+		nack, err := st.request(r)
+		if nack != nil {
+			s.refused(st, nack)
+		}
+		if err != nil {
+			return status.Error(code(err), err.Error())
+		}
+		if r, _, err = w.receive(); err != nil {
+			return ended(err)
+		}
+	}
+}
+
+// code is that of an error of a request.
+func code(err error) codes.Code {
+	if errors.Is(err, ErrTooManyNames) || errors.Is(err, ErrTooManyTypes) {
+		return codes.ResourceExhausted
+	}
+	return codes.InvalidArgument
+}
+
+// maxNames is how many names of one nack are logged.
+const maxNames = 10
+
+func (s *Server) refused(st *stream, n *Nack) {
+	s.metrics.refused(n.Type)
+	s.cfg.Log.Warn("configuration refused",
+		"proxy", st.id,
+		"type", n.Type,
+		"resources", n.Names[:min(len(n.Names), maxNames)],
+		"version", n.Version,
+		"nonce", n.Nonce,
+		"late", n.Late,
+		"reason", n.Reason)
+}
+
+// send sends what there is to send, when there is, until the stream ends.
+func (s *Server) send(st *stream, w wire, received <-chan error) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		var again <-chan time.Time
+		switch r, wake := st.next(); {
+		case r != nil:
+			if err := w.send(r); err != nil {
+				return err
+			}
+			s.metrics.pushed(r.typeURL)
+			continue
+		case !wake.IsZero():
+			timer.Reset(time.Until(wake))
+			again = timer.C
+		}
+		select {
+		case <-st.wake:
+		case <-again:
+		case err := <-received:
+			return err
+		case <-s.stopping:
+			return status.Error(codes.Unavailable, errStopping.Error())
+		}
+	}
+}
+
+// ended is nil if err is only the client's end of the stream.
+func ended(err error) error {
+	if errors.Is(err, io.EOF) || status.Code(err) == codes.Canceled {
+		return nil
+	}
+	return err
+}
+
+func address(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok {
+		return p.Addr.String()
+	}
+	return ""
+}
+
+// deltaWire is incremental ADS.
+type deltaWire struct {
+	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+}
+
+func (w deltaWire) receive() (*request, *corev3.Node, error) {
+	m, err := w.Recv()
+	if err != nil {
+		return nil, nil, err
+	}
+	return &request{
+		typeURL:     m.GetTypeUrl(),
+		nonce:       m.GetResponseNonce(),
+		refused:     m.GetErrorDetail() != nil,
+		reason:      m.GetErrorDetail().GetMessage(),
+		subscribe:   m.GetResourceNamesSubscribe(),
+		unsubscribe: m.GetResourceNamesUnsubscribe(),
+		initial:     m.GetInitialResourceVersions(),
+	}, m.GetNode(), nil
+}
+
+func (w deltaWire) send(r *response) error {
+	m := &discoveryv3.DeltaDiscoveryResponse{
+		SystemVersionInfo: r.version,
+		TypeUrl:           r.typeURL,
+		Nonce:             r.nonce,
+		RemovedResources:  r.removed,
+		Resources:         make([]*discoveryv3.Resource, len(r.resources)),
+	}
+	for i, res := range r.resources {
+		m.Resources[i] = res.wire
+	}
+	return w.Send(m)
+}
+
+// worldWire is state-of-the-world ADS.
+type worldWire struct {
+	discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer
+}
+
+func (w worldWire) receive() (*request, *corev3.Node, error) {
+	m, err := w.Recv()
+	if err != nil {
+		return nil, nil, err
+	}
+	return &request{
+		typeURL: m.GetTypeUrl(),
+		nonce:   m.GetResponseNonce(),
+		refused: m.GetErrorDetail() != nil,
+		reason:  m.GetErrorDetail().GetMessage(),
+		names:   m.GetResourceNames(),
+		version: m.GetVersionInfo(),
+	}, m.GetNode(), nil
+}
+
+func (w worldWire) send(r *response) error {
+	m := &discoveryv3.DiscoveryResponse{
+		VersionInfo: r.version,
+		TypeUrl:     r.typeURL,
+		Nonce:       r.nonce,
+		Resources:   make([]*anypb.Any, len(r.resources)),
+	}
+	for i, res := range r.resources {
+		m.Resources[i] = res.Body
+	}
+	return w.Send(m)
+}

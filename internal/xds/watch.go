@@ -1,0 +1,332 @@
+package xds
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// wildcard subscribes to all resources of a type.
+const wildcard = "*"
+
+// A watch is what a session knows of one type: what the client wants of it,
+// what it has, and so what is to be sent.
+type watch struct {
+	typeURL string
+	delta   bool
+
+	wildcard bool
+	legacy   bool                // wildcard because no name was ever given
+	names    map[string]struct{} // subscribed to by name
+
+	have map[string]holding
+	at   string // version of the set that have and the lists below were compared with
+
+	look   map[string]struct{} // names to compare with the snapshot
+	queue  []string            // to be sent, sorted
+	gone   map[string]struct{} // the client has them, the snapshot has not: removed when safe
+	absent map[string]struct{} // subscribed to, never sent, not there: the client is to be told
+	owed   bool                // a response is due even if it holds nothing
+	claim  string              // state of the world: version that the client says it has
+
+	sent  map[string]*delivery // by nonce: the last, and those that are the newest of some resource
+	last  *delivery
+	acked *delivery // the last that was accepted
+}
+
+// A holding is what a client has of one resource.
+type holding struct {
+	res   *Resource // newest that was sent, or that the client said it has; nil if none
+	in    *delivery // in which it was sent; nil if the client had it before
+	acked string    // version that the client accepted last
+	again bool      // send it again, even if it is the same
+	told  bool      // the client knows, or need not, that there is no such resource
+}
+
+// A delivery is a response that was sent.
+type delivery struct {
+	nonce     string
+	version   string // of the type
+	resources []*Resource
+	newest    int // how many of resources no later response has replaced
+
+	state State
+	sent  time.Time
+	since time.Time // in state
+	err   string    // if refused
+}
+
+// A State is what has become of something sent.
+type State string
+
+// States of what was sent.
+const (
+	Pending State = "pending" // not answered
+	Acked   State = "acked"   // accepted
+	Nacked  State = "nacked"  // refused: the client goes on with what it had
+	Missing State = "missing" // subscribed to, and there is no such resource
+)
+
+func newWatch(typeURL string, delta bool) *watch {
+	return &watch{
+		typeURL: typeURL,
+		delta:   delta,
+		names:   make(map[string]struct{}),
+		have:    make(map[string]holding),
+		look:    make(map[string]struct{}),
+		gone:    make(map[string]struct{}),
+		absent:  make(map[string]struct{}),
+		sent:    make(map[string]*delivery),
+	}
+}
+
+func (w *watch) named(name string) bool {
+	_, ok := w.names[name]
+	return ok
+}
+
+func (w *watch) wants(name string) bool { return w.wildcard || w.named(name) }
+
+// setWildcard makes w want everything, or only what is named.
+func (w *watch) setWildcard(all bool) {
+	if all == w.wildcard {
+		return
+	}
+	w.wildcard, w.at = all, ""
+	for _, name := range w.queue {
+		w.look[name] = struct{}{}
+	}
+	w.queue = nil
+}
+
+// serving says that the client runs on something of this type already.
+func (w *watch) serving() bool {
+	for _, h := range w.have {
+		if h.res != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// resend makes name to be sent even if the client has it, or, if there is no
+// such resource, the client to be told; but of an extension config that it may
+// have, it never is.
+func (w *watch) resend(name string) {
+	h := w.have[name]
+	h.again = h.res != nil
+	h.told = h.told && w.typeURL == ExtensionType
+	w.have[name] = h
+	w.look[name] = struct{}{}
+}
+
+// drop says that the client no longer has name.
+func (w *watch) drop(name string) {
+	h, ok := w.have[name]
+	if !ok {
+		return
+	}
+	w.release(h.in)
+	w.have[name] = holding{acked: h.acked}
+}
+
+// forget removes every trace of name.
+func (w *watch) forget(name string) {
+	w.release(w.have[name].in)
+	delete(w.have, name)
+	delete(w.look, name)
+	delete(w.gone, name)
+	delete(w.absent, name)
+	if i, ok := slices.BinarySearch(w.queue, name); ok {
+		w.queue = slices.Delete(w.queue, i, i+1)
+	}
+}
+
+// release says that d is no longer the newest of one of its resources.
+func (w *watch) release(d *delivery) {
+	if d == nil {
+		return
+	}
+	d.newest--
+	if d.newest == 0 && d != w.last {
+		delete(w.sent, d.nonce)
+	}
+}
+
+// catchUp notes what may differ between what the client has and s. A client
+// that is just one change behind costs only that change.
+func (w *watch) catchUp(s *set) {
+	switch w.at {
+	case s.version:
+		return
+	case s.base:
+		for _, name := range s.changed {
+			w.note(name)
+		}
+	default:
+		w.compareAll(s)
+	}
+	w.at = s.version
+}
+
+func (w *watch) note(name string) {
+	if _, has := w.have[name]; has || w.wants(name) {
+		w.look[name] = struct{}{}
+	}
+}
+
+func (w *watch) compareAll(s *set) {
+	for name := range w.have {
+		w.look[name] = struct{}{}
+	}
+	for name := range w.names {
+		w.look[name] = struct{}{}
+	}
+	if w.wildcard {
+		for name := range s.resources {
+			w.look[name] = struct{}{}
+		}
+	}
+}
+
+// sweep decides of each name to look at what is to be done.
+func (w *watch) sweep(s *set) {
+	if len(w.look) == 0 {
+		return
+	}
+	for _, name := range w.queue {
+		w.look[name] = struct{}{}
+	}
+	w.queue = nil
+	for name := range w.look {
+		w.decide(name, s.resources[name])
+	}
+	clear(w.look)
+	slices.Sort(w.queue)
+}
+
+func (w *watch) decide(name string, res *Resource) {
+	h := w.have[name]
+	delete(w.gone, name)
+	delete(w.absent, name)
+	switch {
+	case !w.wants(name):
+		w.forget(name)
+	case res != nil && (h.res == nil || h.res.Version != res.Version || h.again):
+		w.queue = append(w.queue, name)
+	case res != nil:
+		// The client has it.
+	case h.res != nil && w.removable():
+		w.gone[name] = struct{}{}
+	case h.res != nil:
+		w.drop(name)
+		w.tell(name)
+	case !h.told && w.delta && w.named(name):
+		w.absent[name] = struct{}{}
+	}
+}
+
+// removable says that the client is told when a resource of the type is gone.
+// Envoy would answer an extension config's removal with 500s for as long as a
+// listener that is draining still uses it. In state of the world only clusters
+// and listeners can be removed at all.
+func (w *watch) removable() bool {
+	if w.delta {
+		return w.typeURL != ExtensionType
+	}
+	return fullState(w.typeURL)
+}
+
+// fullState says that a state-of-the-world response of the type is everything,
+// so that what is not in it is removed.
+func fullState(typeURL string) bool { return typeURL == ClusterType || typeURL == ListenerType }
+
+// tell notes that the client knows, or need not know, that name is not there.
+func (w *watch) tell(name string) {
+	if !w.named(name) {
+		w.forget(name)
+		return
+	}
+	h := w.have[name]
+	h.told = true
+	w.have[name] = h
+	delete(w.absent, name)
+	delete(w.gone, name)
+}
+
+// due says that something can be sent at once.
+func (w *watch) due() bool {
+	return w.owed || len(w.queue) > 0 || w.typeURL == ListenerType && len(w.gone) > 0
+}
+
+// deliver notes that d was sent. It returns the resources in it that the
+// client had not, or had otherwise.
+func (w *watch) deliver(d *delivery) (news []*Resource) {
+	before := w.last
+	w.sent[d.nonce], w.last = d, d
+	if before != nil && before.newest == 0 {
+		delete(w.sent, before.nonce)
+	}
+	d.newest = len(d.resources)
+	for _, res := range d.resources {
+		h := w.have[res.Name]
+		if h.res == nil || h.res.Version != res.Version {
+			news = append(news, res)
+		}
+		w.release(h.in)
+		w.have[res.Name] = holding{res: res, in: d, acked: h.acked}
+	}
+	w.owed = false
+	return news
+}
+
+// answer notes what the client says of d.
+func (w *watch) answer(d *delivery, refused bool, reason string, now time.Time) {
+	d.since, d.err = now, reason
+	if refused {
+		d.state = Nacked
+		return
+	}
+	d.state, w.acked = Acked, d
+	for _, res := range d.resources {
+		if h := w.have[res.Name]; h.in == d {
+			h.acked = res.Version
+			w.have[res.Name] = h
+		}
+	}
+}
+
+// openUntil is when the answers that are open are waited for no longer, and
+// whether the newest of something is refused.
+func (w *watch) openUntil(patience time.Duration) (until time.Time, refused bool) {
+	if w == nil {
+		return time.Time{}, false
+	}
+	for _, d := range w.sent {
+		switch {
+		case d.state == Nacked:
+			refused = true
+		case d.state == Pending && d.sent.Add(patience).After(until):
+			until = d.sent.Add(patience)
+		}
+	}
+	return until, refused
+}
+
+// present are the resources of s that the client wants, and those that are gone
+// but still held for it, sorted: everything, for state of the world.
+func (w *watch) present(s *set) []*Resource {
+	all := make(map[string]*Resource)
+	for name := range w.gone {
+		all[name] = w.have[name].res
+	}
+	if w.wildcard {
+		maps.Copy(all, s.resources)
+	}
+	for name := range w.names {
+		if res := s.resources[name]; res != nil {
+			all[name] = res
+		}
+	}
+	return (&set{resources: all}).sorted()
+}
