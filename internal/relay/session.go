@@ -1,0 +1,551 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/chandler-proxy/chandler/internal/ecds"
+	"github.com/chandler-proxy/chandler/internal/store"
+)
+
+// A session is the state of extension configs on one stream. Its methods are
+// called by one goroutine; what they want done they leave in the outboxes, and
+// fetches that they start answer through fetched.
+type session struct {
+	relay *Relay
+	d     dialect
+	// start runs a fetch for the extension; its result comes back to fetched with gen.
+	start func(ctx context.Context, name string, gen uint64, delay time.Duration, w *wanted)
+	ctx   context.Context // of the stream: parent of fetches
+
+	down, up   []frame // to send, oldest first
+	extensions map[string]*extension
+	batches    map[string]*batch // responses from above with extensions that are still wanted, by nonce
+	deliveries map[string]*delivery
+	nonces     uint64
+	gens       uint64
+}
+
+// An extension is one that Envoy subscribes to.
+type extension struct {
+	name   string
+	wanted *wanted            // the newest from above; nil before the first
+	cancel context.CancelFunc // ends the fetch of wanted, under way or due; nil if none
+	tries  int                // fetches of wanted that failed
+
+	have string    // version that Envoy runs; empty: nothing
+	sent *delivery // awaits Envoy's answer
+	next *delivery // follows sent
+}
+
+// wanted is one version of an extension config, as the control plane sent it.
+type wanted struct {
+	gen     uint64 // tells results for this version from those for an older one
+	version string
+	nonce   string // of the batch
+	ext     *ecds.Extension
+	arrived time.Time
+}
+
+// A delivery is one version of an extension config on its way to Envoy.
+type delivery struct {
+	name    string
+	gen     uint64 // of the wanted version; 0 for a stand-in
+	version string
+	body    *anypb.Any
+	lease   *store.Lease
+	verdict ecds.Verdict // of a stand-in
+	types   []string     // a stand-in was made for
+}
+
+// A batch is one response from above. It is acked when every extension in it is
+// running or superseded, and nacked when one has failed.
+type batch struct {
+	live    map[string]bool   // extensions whose wanted version came in it
+	waiting map[string]bool   // of these, those whose outcome is open
+	failed  map[string]string // of these, those that failed, and why
+	said    string            // what was answered: "", ackSaid or the reason of a nack
+}
+
+const ackSaid = "\x00ack"
+
+func newSession(ctx context.Context, r *Relay, d dialect) *session {
+	return &session{
+		relay:      r,
+		d:          d,
+		ctx:        ctx,
+		extensions: make(map[string]*extension),
+		batches:    make(map[string]*batch),
+		deliveries: make(map[string]*delivery),
+	}
+}
+
+// A version as Envoy knows it is the control plane's, a tilde, and what Envoy
+// has of it: the first digits of the module's digest, or the verdict of a
+// stand-in. So an agent that did not live when it was delivered can still tell.
+func realVersion(version string, lease *store.Lease) string {
+	if lease == nil {
+		return version
+	}
+	return version + "~" + lease.Digest.Hex()[:12]
+}
+
+func standInVersion(version string, v ecds.Verdict) string { return version + "~" + string(v) }
+
+func isStandIn(version string) bool {
+	return strings.HasSuffix(version, "~"+string(ecds.Allow)) || strings.HasSuffix(version, "~"+string(ecds.Deny))
+}
+
+// fromEnvoy takes one request for extension configs.
+func (s *session) fromEnvoy(f frame) error {
+	req, err := s.d.request(f)
+	if err != nil {
+		return fmt.Errorf("decode request for extension configs: %w", err)
+	}
+	if req.nonce != "" {
+		if err := s.answered(req.nonce, req.reject); err != nil {
+			return err
+		}
+	}
+	if req.first {
+		s.relay.drop(func(name string) bool { return !slices.Contains(req.subscribe, name) })
+	}
+	for _, name := range req.unsubscribe {
+		if err := s.unsubscribe(name); err != nil {
+			return err
+		}
+	}
+	for _, name := range req.subscribe {
+		s.subscribe(name, &req)
+	}
+	if req.first || len(req.subscribe)+len(req.unsubscribe) > 0 {
+		return s.sendUp(s.d.subscribe(req))
+	}
+	return nil
+}
+
+// subscribe starts an extension. What Envoy has from an earlier stream is kept
+// in req.have for the control plane only where this relay knows what it is;
+// otherwise the control plane is to send it again.
+func (s *session) subscribe(name string, req *request) {
+	if s.extensions[name] != nil {
+		return
+	}
+	e := &extension{name: name}
+	s.extensions[name] = e
+	has, ok := req.have[name]
+	if !ok {
+		return
+	}
+	known, isKnown := s.relay.holds(name)
+	if e.have = has; e.have == "" { // state of the world does not tell
+		if e.have = known; !isKnown {
+			e.have = "unknown"
+		}
+	}
+	delete(req.have, name)
+	if isKnown && has == known {
+		upstream, _, _ := cutLast(known, "~")
+		req.have[name] = upstream
+	}
+}
+
+// cutLast is strings.Cut around the last sep.
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+func (s *session) unsubscribe(name string) error {
+	e := s.extensions[name]
+	if e == nil {
+		return nil
+	}
+	e.release()
+	delete(s.extensions, name)
+	s.relay.drop(func(n string) bool { return n == name })
+	return s.supersede(e)
+}
+
+// release gives back the modules that are on their way to Envoy.
+func (e *extension) release() {
+	for _, d := range []*delivery{e.sent, e.next} {
+		if d != nil {
+			d.lease.Release()
+		}
+	}
+}
+
+// supersede ends everything that is under way for e's wanted version.
+func (s *session) supersede(e *extension) error {
+	if e.cancel != nil {
+		e.cancel()
+		e.cancel = nil
+	}
+	if e.wanted == nil {
+		return nil
+	}
+	nonce := e.wanted.nonce
+	if b := s.batches[nonce]; b != nil {
+		delete(b.live, e.name)
+		s.settle(e, "")
+		if len(b.live) == 0 { // nothing is left to tell: it neither runs nor failed
+			delete(s.batches, nonce)
+		}
+	}
+	e.wanted, e.tries = nil, 0
+	return s.answer(nonce)
+}
+
+// fromAbove takes one response with extension configs, and returns its nonce
+// and the control plane's identifier.
+func (s *session) fromAbove(f frame) (nonce, from string, err error) {
+	res, err := s.d.response(f)
+	if err != nil {
+		return "", "", fmt.Errorf("decode extension configs: %w", err)
+	}
+	return res.nonce, res.from, s.take(res)
+}
+
+func (s *session) take(res response) error {
+	b := &batch{live: make(map[string]bool), waiting: make(map[string]bool), failed: make(map[string]string)}
+	for _, r := range res.resources {
+		if s.extensions[r.name] != nil {
+			b.live[r.name], b.waiting[r.name] = true, true
+		}
+	}
+	for _, name := range res.removed {
+		// Envoy is not told: see the package's guarantees.
+		if e := s.extensions[name]; e != nil {
+			if err := s.supersede(e); err != nil {
+				return err
+			}
+		}
+	}
+	s.batches[res.nonce] = b
+	for _, r := range res.resources {
+		if e := s.extensions[r.name]; e != nil {
+			if err := s.want(e, r, res.nonce); err != nil {
+				return err
+			}
+		}
+	}
+	return s.answer(res.nonce)
+}
+
+// want makes r the version of e that is wanted.
+func (s *session) want(e *extension, r resource, nonce string) error {
+	if err := s.supersede(e); err != nil {
+		return err
+	}
+	s.gens++
+	e.wanted = &wanted{gen: s.gens, version: r.version, nonce: nonce, arrived: time.Now()}
+	ext, err := ecds.Decode(r.body)
+	e.wanted.ext = ext
+	if err != nil {
+		return s.refuse(e, resultUnmarshalFailure, err)
+	}
+	switch _, err := ext.Want(); {
+	case errors.Is(err, ecds.ErrNotRemote):
+		body, err := ext.Pass()
+		if err != nil {
+			return s.refuse(e, resultMarshalFailure, err)
+		}
+		s.relay.metrics.converted(resultNoRemoteLoad, e.wanted.arrived)
+		return s.deliver(e, &delivery{name: e.name, gen: e.wanted.gen, version: realVersion(r.version, nil), body: body})
+	case err != nil:
+		return s.refuse(e, wantResult(err), err)
+	}
+	s.fetch(e, 0)
+	return nil
+}
+
+// fetch starts a fetch of e's module after delay.
+func (s *session) fetch(e *extension, delay time.Duration) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	e.cancel = cancel
+	s.start(ctx, e.name, e.wanted.gen, delay, e.wanted)
+}
+
+// fetched takes the outcome of a fetch.
+func (s *session) fetched(name string, gen uint64, lease *store.Lease, err error) error {
+	e := s.extensions[name]
+	if e == nil || e.wanted == nil || e.wanted.gen != gen {
+		lease.Release() // the result of a version that is not wanted any more
+		return nil
+	}
+	e.cancel()
+	e.cancel = nil
+	if err != nil {
+		e.tries++
+		if err := s.refuse(e, resultFetchFailure, err); err != nil {
+			return err
+		}
+		s.fetch(e, backoff(e.tries, s.relay.random()))
+		return nil
+	}
+	body, err := e.wanted.ext.Localize(lease.Path)
+	if err != nil {
+		lease.Release()
+		return s.refuse(e, resultMarshalFailure, err)
+	}
+	s.relay.metrics.converted(resultSuccess, e.wanted.arrived)
+	return s.deliver(e, &delivery{
+		name:    name,
+		gen:     gen,
+		version: realVersion(e.wanted.version, lease),
+		body:    body,
+		lease:   lease,
+	})
+}
+
+// refuse tells the control plane that e's wanted version cannot be had, and
+// gives Envoy a stand-in if it has nothing.
+func (s *session) refuse(e *extension, result string, err error) error {
+	s.relay.metrics.converted(result, e.wanted.arrived)
+	s.relay.cfg.Log.Warn("extension refused",
+		"extension", e.name, "version", e.wanted.version, "try", e.tries, "runs", e.have, "reason", err)
+	s.settle(e, err.Error())
+	return errors.Join(s.standIn(e), s.answer(e.wanted.nonce))
+}
+
+// standIn gives Envoy something to run instead of e if it has nothing.
+func (s *session) standIn(e *extension) error {
+	if e.have != "" || e.sent != nil || e.wanted.ext == nil {
+		return nil
+	}
+	situation := ecds.Starting
+	if s.relay.cfg.Serving() {
+		situation = ecds.Serving
+	}
+	return s.sendStandIn(e, e.wanted.ext.Verdict(situation), s.relay.listenerTypes(e.name))
+}
+
+func (s *session) sendStandIn(e *extension, v ecds.Verdict, types []string) error {
+	body, err := e.wanted.ext.Fallback(v, types)
+	if errors.Is(err, ecds.ErrNoFallback) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.send(e, &delivery{
+		name:    e.name,
+		version: standInVersion(e.wanted.version, v),
+		body:    body,
+		verdict: v,
+		types:   types,
+	})
+}
+
+// deliver sends d to Envoy, after what is under way. An extension that is new
+// to a serving Envoy is a no-op first: should Envoy refuse d, it has that.
+func (s *session) deliver(e *extension, d *delivery) error {
+	if e.sent == nil && e.have == d.version {
+		return s.running(e, d) // Envoy has it from an earlier stream
+	}
+	if e.sent == nil && e.have == "" && s.relay.cfg.Serving() {
+		if err := s.standIn(e); err != nil {
+			return err
+		}
+	}
+	if e.sent == nil {
+		return s.send(e, d)
+	}
+	if e.next != nil {
+		e.next.lease.Release()
+	}
+	e.next = d
+	return nil
+}
+
+func (s *session) send(e *extension, d *delivery) error {
+	s.nonces++
+	nonce := strconv.FormatUint(s.nonces, 10)
+	f, err := s.d.deliver(nonce, resource{d.name, d.version, d.body})
+	if err != nil {
+		return fmt.Errorf("encode extension config %s: %w", d.name, err)
+	}
+	e.sent = d
+	s.deliveries[nonce] = d
+	s.down = append(s.down, f)
+	return nil
+}
+
+// answered takes Envoy's ack of a delivery, or its nack if reject is not empty.
+func (s *session) answered(nonce, reject string) error {
+	d := s.deliveries[nonce]
+	if d == nil {
+		return nil // a request that repeats the last nonce only to subscribe
+	}
+	delete(s.deliveries, nonce)
+	if s.d.cumulative() {
+		if err := s.answeredBefore(nonce); err != nil {
+			return err
+		}
+	}
+	e := s.extensions[d.name]
+	if e == nil || e.sent != d {
+		return nil // unsubscribed meanwhile
+	}
+	e.sent = nil
+	var err error
+	if reject == "" {
+		err = s.running(e, d)
+	} else {
+		err = s.rejected(e, d, reject)
+	}
+	if next := e.next; err == nil && next != nil && e.sent == nil {
+		e.next = nil
+		err = s.send(e, next)
+	}
+	return err
+}
+
+// answeredBefore takes deliveries before nonce as acked: in state of the world
+// Envoy may answer only the last of several responses.
+func (s *session) answeredBefore(nonce string) error {
+	last, err := strconv.ParseUint(nonce, 10, 64)
+	if err != nil {
+		return fmt.Errorf("nonce of an extension config: %w", err)
+	}
+	for n := range s.deliveries {
+		if older, _ := strconv.ParseUint(n, 10, 64); older < last {
+			if err := s.answered(n, ""); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// running records that Envoy runs d.
+func (s *session) running(e *extension, d *delivery) error {
+	e.have = d.version
+	if isStandIn(d.version) {
+		return nil
+	}
+	s.relay.hold(e.name, d.version, d.lease)
+	if e.wanted == nil || e.wanted.gen != d.gen {
+		return nil
+	}
+	if e.tries > 0 {
+		s.relay.cfg.Log.Info("extension healed", "extension", e.name, "version", d.version)
+	}
+	e.tries = 0
+	s.settle(e, "")
+	return s.answer(e.wanted.nonce)
+}
+
+// rejected acts on Envoy's refusal of d.
+func (s *session) rejected(e *extension, d *delivery, reason string) error {
+	d.lease.Release()
+	if d.gen == 0 { // a stand-in; one that is Wasm goes wherever e goes
+		s.relay.cfg.Log.Error("stand-in refused by the proxy", "extension", e.name, "version", d.version, "reason", reason)
+		if len(d.types) == 0 || e.wanted == nil || e.next != nil {
+			return nil
+		}
+		return s.sendStandIn(e, d.verdict, nil)
+	}
+	if e.wanted == nil || e.next != nil {
+		return nil
+	}
+	if e.wanted.gen != d.gen {
+		return s.standIn(e)
+	}
+	s.relay.cfg.Log.Warn("extension refused by the proxy",
+		"extension", e.name, "version", d.version, "runs", e.have, "reason", reason)
+	s.settle(e, "the proxy refused it: "+reason)
+	return errors.Join(s.standIn(e), s.answer(e.wanted.nonce))
+}
+
+// settle records the outcome of e's wanted version: a failure, or none if reason is empty.
+func (s *session) settle(e *extension, reason string) {
+	b := s.batches[e.wanted.nonce]
+	if b == nil {
+		return
+	}
+	delete(b.waiting, e.name)
+	if reason == "" {
+		delete(b.failed, e.name)
+	} else {
+		b.failed[e.name] = reason
+	}
+}
+
+// answer acks or nacks the response with that nonce, once its outcome is clear,
+// and again when it changes.
+func (s *session) answer(nonce string) error {
+	b := s.batches[nonce]
+	if b == nil || len(b.waiting) > 0 && len(b.failed) == 0 {
+		return nil
+	}
+	say := sayOf(b.failed)
+	if say == b.said {
+		return nil
+	}
+	b.said = say
+	if len(b.live) == 0 {
+		delete(s.batches, nonce)
+	}
+	if say == ackSaid {
+		return s.sendUp(s.d.ack(nonce))
+	}
+	return s.sendUp(s.d.nack(nonce, say))
+}
+
+// open reports whether the outcome of a response is still open and untold.
+func (s *session) open(nonce string) bool {
+	b := s.batches[nonce]
+	return b != nil && b.said == ""
+}
+
+// lateAck acks a response whose outcome is still open, so that a control plane
+// that sends nothing new of a type before the last was answered is not held up
+// by a slow fetch. Should the fetch fail, a nack with the same nonce follows.
+func (s *session) lateAck(nonce string) error {
+	if !s.open(nonce) {
+		return nil
+	}
+	s.batches[nonce].said = ackSaid
+	return s.sendUp(s.d.ack(nonce))
+}
+
+// sayOf is what to say of a batch: ackSaid, or the reasons of a nack.
+func sayOf(failed map[string]string) string {
+	if len(failed) == 0 {
+		return ackSaid
+	}
+	reasons := make([]string, 0, len(failed))
+	for name, reason := range failed {
+		reasons = append(reasons, "extension "+name+": "+reason)
+	}
+	slices.Sort(reasons)
+	return strings.Join(reasons, "; ")
+}
+
+func (s *session) sendUp(f frame, err error) error {
+	if err != nil {
+		return fmt.Errorf("encode request for extension configs: %w", err)
+	}
+	if f != nil {
+		s.up = append(s.up, f)
+	}
+	return nil
+}
+
+// end gives back what is not held by Envoy.
+func (s *session) end() {
+	for _, e := range s.extensions {
+		e.release()
+	}
+}

@@ -1,0 +1,465 @@
+package relay
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	httpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
+	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/chandler-proxy/chandler/internal/ecds"
+	"github.com/chandler-proxy/chandler/internal/module"
+	"github.com/chandler-proxy/chandler/internal/store"
+)
+
+// remoteExtension is an extension config that wants the module of that tag.
+func remoteExtension(t testing.TB, name, tag string, policy wasmv3.FailurePolicy) *anypb.Any {
+	t.Helper()
+	return extensionConfig(t, name, &httpwasmv3.Wasm{Config: &wasmv3.PluginConfig{
+		FailurePolicy: policy,
+		Vm: &wasmv3.PluginConfig_VmConfig{VmConfig: &wasmv3.VmConfig{
+			Runtime: "envoy.wasm.runtime.v8",
+			Code: &corev3.AsyncDataSource{Specifier: &corev3.AsyncDataSource_Remote{
+				Remote: &corev3.RemoteDataSource{HttpUri: &corev3.HttpUri{Uri: "oci://registry.test/" + name + ":" + tag}},
+			}},
+			EnvironmentVariables: &wasmv3.EnvironmentVariables{KeyValues: map[string]string{
+				ecds.PullSecretEnv: "hush",
+			}},
+		}},
+	}})
+}
+
+func extensionConfig(t testing.TB, name string, m proto.Message) *anypb.Any {
+	t.Helper()
+	typed, err := anypb.New(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := anypb.New(&corev3.TypedExtensionConfig{Name: name, TypedConfig: typed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
+}
+
+// describe says in a word or two what an extension config makes Envoy run.
+func describe(t testing.TB, res *anypb.Any) string {
+	t.Helper()
+	if strings.Contains(res.String(), "hush") || strings.Contains(res.String(), "ISTIO_META_") {
+		t.Errorf("a secret or variable of the agent's reached the proxy: %v", res)
+	}
+	ec := new(corev3.TypedExtensionConfig)
+	if err := res.UnmarshalTo(ec); err != nil {
+		t.Fatal(err)
+	}
+	rbac, wasm := new(httprbacv3.RBAC), new(httpwasmv3.Wasm)
+	switch {
+	case ec.GetTypedConfig().MessageIs(rbac):
+		if err := ec.GetTypedConfig().UnmarshalTo(rbac); err != nil {
+			t.Fatal(err)
+		}
+		if rbac.GetRules() == nil {
+			return "rbac"
+		}
+		return "rbac with rules"
+	case ec.GetTypedConfig().MessageIs(wasm):
+		if err := ec.GetTypedConfig().UnmarshalTo(wasm); err != nil {
+			t.Fatal(err)
+		}
+		local := wasm.GetConfig().GetVmConfig().GetCode().GetLocal()
+		if local.GetFilename() != "" {
+			return "file " + local.GetFilename()
+		}
+		return fmt.Sprintf("%d bytes of wasm", len(local.GetInlineBytes()))
+	}
+	return ec.GetTypedConfig().GetTypeUrl()
+}
+
+// A harness drives a session by hand, in the incremental variant, and keeps a
+// trace of what it does.
+type harness struct {
+	t       *testing.T
+	s       *session
+	serving bool
+	trace   []string
+	flights map[string]uint64
+	nonces  map[string]string // of the last delivery, by extension
+}
+
+func newHarness(t *testing.T) *harness {
+	h := &harness{t: t, flights: make(map[string]uint64), nonces: make(map[string]string)}
+	r := New(Config{Serving: func() bool { return h.serving }})
+	r.random = func() float64 { return 0 }
+	h.connect(r)
+	return h
+}
+
+func (h *harness) connect(r *Relay) {
+	h.s = newSession(h.t.Context(), r, new(delta))
+	h.s.start = func(ctx context.Context, name string, gen uint64, delay time.Duration, w *wanted) {
+		want, err := w.ext.Want()
+		if err != nil {
+			h.t.Error(err)
+		}
+		if got := string(want.Secret); got != "hush" {
+			h.t.Errorf("secret for the fetch = %q", got)
+		}
+		h.flights[name] = gen
+		h.trace = append(h.trace, fmt.Sprintf("fetch %v in %v", want.Ref, delay))
+		context.AfterFunc(ctx, func() {})
+	}
+}
+
+func (h *harness) check(err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, f := range h.s.down {
+		m := new(discoveryv3.DeltaDiscoveryResponse)
+		if err := proto.Unmarshal(f, m); err != nil {
+			h.t.Fatal(err)
+		}
+		for _, res := range m.GetResources() {
+			h.nonces[res.GetName()] = m.GetNonce()
+			h.trace = append(h.trace, fmt.Sprintf("down %s %s: %s", res.GetName(), res.GetVersion(), describe(h.t, res.GetResource())))
+		}
+	}
+	for _, f := range h.s.up {
+		m := new(discoveryv3.DeltaDiscoveryRequest)
+		if err := proto.Unmarshal(f, m); err != nil {
+			h.t.Fatal(err)
+		}
+		switch {
+		case m.GetErrorDetail() != nil:
+			h.trace = append(h.trace, "up nack "+m.GetResponseNonce()+": "+m.GetErrorDetail().GetMessage())
+		case m.GetResponseNonce() != "":
+			h.trace = append(h.trace, "up ack "+m.GetResponseNonce())
+		default:
+			h.trace = append(h.trace, fmt.Sprintf("up +%v -%v has %v", m.GetResourceNamesSubscribe(), m.GetResourceNamesUnsubscribe(), m.GetInitialResourceVersions()))
+		}
+	}
+	h.s.down, h.s.up = nil, nil
+}
+
+func (h *harness) envoy(m *discoveryv3.DeltaDiscoveryRequest) {
+	h.t.Helper()
+	f, err := proto.Marshal(m)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.check(h.s.fromEnvoy(f))
+}
+
+func (h *harness) subscribe(names ...string) {
+	h.t.Helper()
+	h.envoy(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesSubscribe: names})
+}
+
+func (h *harness) above(nonce, version string, bodies ...*anypb.Any) {
+	h.t.Helper()
+	m := &discoveryv3.DeltaDiscoveryResponse{Nonce: nonce, TypeUrl: ecds.TypeURL}
+	for _, b := range bodies {
+		m.Resources = append(m.Resources, &discoveryv3.Resource{Name: ecds.Name(b), Version: version, Resource: b})
+	}
+	f, err := proto.Marshal(m)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	_, _, err = h.s.fromAbove(f)
+	h.check(err)
+}
+
+func (h *harness) fetched(name, content string) {
+	h.t.Helper()
+	lease := &store.Lease{Path: "/modules/" + content, Digest: sha256.Sum256([]byte(content))}
+	h.check(h.s.fetched(name, h.flights[name], lease, nil))
+}
+
+func (h *harness) fetchFails(name, reason string) {
+	h.t.Helper()
+	h.check(h.s.fetched(name, h.flights[name], nil, errors.New(reason)))
+}
+
+func (h *harness) ack(name string) {
+	h.t.Helper()
+	h.envoy(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: h.nonces[name]})
+}
+
+func (h *harness) nack(name, reason string) {
+	h.t.Helper()
+	h.envoy(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: h.nonces[name], ErrorDetail: reject(reason)})
+}
+
+func (h *harness) expect(want ...string) {
+	h.t.Helper()
+	if diff := cmp.Diff(want, h.trace); diff != "" {
+		h.t.Errorf("trace (-want +got):\n%s", diff)
+	}
+	h.trace = nil
+}
+
+func version(v, content string) string {
+	d := module.Digest(sha256.Sum256([]byte(content)))
+	return v + "~" + d.Hex()[:12]
+}
+
+// running brings a harness to where the proxy serves and runs version v1 of a.
+func running(t *testing.T) *harness {
+	h := newHarness(t)
+	h.subscribe("a")
+	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
+	h.fetched("a", "one")
+	h.ack("a")
+	h.serving = true
+	h.trace = nil
+	return h
+}
+
+const unavailable = "registry.test: connection refused"
+
+func TestStartingProxy(t *testing.T) {
+	h := newHarness(t)
+	h.subscribe("a")
+	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
+	h.expect("up +[a] -[] has map[]", "fetch oci://registry.test/a:1 in 0s")
+	h.fetched("a", "one")
+	h.expect("down a " + version("v1", "one") + ": file /modules/one")
+	h.ack("a")
+	h.expect("up ack 1")
+}
+
+func TestStartingProxyWithoutModule(t *testing.T) {
+	for _, tt := range []struct {
+		policy  wasmv3.FailurePolicy
+		version string
+		types   []string
+		runs    string
+	}{
+		{wasmv3.FailurePolicy_FAIL_CLOSED, "v1~deny", []string{"x", "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"}, "rbac with rules"},
+		{wasmv3.FailurePolicy_FAIL_OPEN, "v1~allow", []string{"type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"}, "rbac"},
+		{wasmv3.FailurePolicy_FAIL_RELOAD, "v1~deny", []string{"type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"}, "318 bytes of wasm"},
+		{wasmv3.FailurePolicy_UNSPECIFIED, "v1~deny", nil, "318 bytes of wasm"},
+	} {
+		t.Run(tt.policy.String(), func(t *testing.T) {
+			h := newHarness(t)
+			h.s.relay.types["a"] = tt.types
+			h.subscribe("a")
+			h.above("1", "v1", remoteExtension(t, "a", "1", tt.policy))
+			h.trace = nil
+			h.fetchFails("a", unavailable)
+			h.expect("fetch oci://registry.test/a:1 in 1s",
+				"down a "+tt.version+": "+tt.runs,
+				"up nack 1: extension a: "+unavailable)
+			h.ack("a")
+			h.fetchFails("a", unavailable)
+			h.expect("fetch oci://registry.test/a:1 in 2s")
+			h.fetched("a", "one")
+			h.ack("a")
+			h.expect("down a "+version("v1", "one")+": file /modules/one", "up ack 1")
+		})
+	}
+}
+
+func TestNewExtensionOnServingProxy(t *testing.T) {
+	h := newHarness(t)
+	h.serving = true
+	h.subscribe("a")
+	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
+	h.trace = nil
+	h.fetched("a", "one")
+	h.expect("down a v1~allow: 105 bytes of wasm")
+	h.ack("a")
+	h.expect("down a " + version("v1", "one") + ": file /modules/one")
+	h.nack("a", "bad configuration")
+	h.expect("up nack 1: extension a: the proxy refused it: bad configuration")
+}
+
+func TestUpdateThatFailsChangesNothing(t *testing.T) {
+	h := running(t)
+	h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+	h.fetchFails("a", unavailable)
+	h.expect("fetch oci://registry.test/a:2 in 0s",
+		"fetch oci://registry.test/a:2 in 1s",
+		"up nack 2: extension a: "+unavailable)
+	h.fetchFails("a", unavailable)
+	h.fetchFails("a", "another reason")
+	h.expect("fetch oci://registry.test/a:2 in 2s",
+		"fetch oci://registry.test/a:2 in 4s",
+		"up nack 2: extension a: another reason")
+	h.fetched("a", "two")
+	h.ack("a")
+	h.expect("down a "+version("v2", "two")+": file /modules/two", "up ack 2")
+}
+
+func TestRollbackToWhatRuns(t *testing.T) {
+	h := running(t)
+	h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+	h.fetchFails("a", unavailable)
+	h.trace = nil
+	h.above("3", "v1", remoteExtension(t, "a", "1", 0))
+	h.fetched("a", "one")
+	h.expect("fetch oci://registry.test/a:1 in 0s", "up ack 3") // nothing for the proxy: it has that
+}
+
+func TestNewestWins(t *testing.T) {
+	h := running(t)
+	h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+	old := h.flights["a"]
+	h.above("3", "v3", remoteExtension(t, "a", "3", 0))
+	h.expect("fetch oci://registry.test/a:2 in 0s", "fetch oci://registry.test/a:3 in 0s")
+	h.check(h.s.fetched("a", old, &store.Lease{Path: "/modules/two"}, nil))
+	h.check(h.s.fetched("a", old, nil, errors.New(unavailable)))
+	h.expect()
+	h.fetched("a", "three")
+	h.above("4", "v4", remoteExtension(t, "a", "4", 0))
+	h.fetched("a", "four")
+	h.expect("down a "+version("v3", "three")+": file /modules/three", "fetch oci://registry.test/a:4 in 0s")
+	h.ack("a") // of v3, which is not wanted any more: v4 follows
+	h.expect("down a " + version("v4", "four") + ": file /modules/four")
+	h.ack("a")
+	h.expect("up ack 4")
+}
+
+func TestExtensionsDoNotWaitForEachOther(t *testing.T) {
+	h := newHarness(t)
+	h.subscribe("a", "b", "c")
+	h.above("1", "v1", remoteExtension(t, "a", "1", 0), remoteExtension(t, "b", "1", 0),
+		extensionConfig(t, "c", new(httprbacv3.RBAC)), extensionConfig(t, "not-subscribed", new(httprbacv3.RBAC)))
+	h.trace = nil
+	h.fetched("b", "b")
+	h.ack("b")
+	h.ack("c")
+	h.expect("down b " + version("v1", "b") + ": file /modules/b")
+	h.fetchFails("a", unavailable)
+	h.expect("fetch oci://registry.test/a:1 in 1s", "down a v1~deny: 318 bytes of wasm", "up nack 1: extension a: "+unavailable)
+}
+
+func TestRemovalIsKeptFromEnvoy(t *testing.T) {
+	h := running(t)
+	f, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{Nonce: "2", TypeUrl: ecds.TypeURL, RemovedResources: []string{"a"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = h.s.fromAbove(f)
+	h.check(err)
+	h.expect("up ack 2")
+	h.envoy(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesUnsubscribe: []string{"a"}})
+	h.expect("up +[] -[a] has map[]")
+	if _, ok := h.s.relay.holds("a"); ok {
+		t.Error("the module is held although the proxy has let go of it")
+	}
+}
+
+func TestReconnect(t *testing.T) {
+	h := running(t)
+	h.connect(h.s.relay)
+	v1 := version("v1", "one")
+	h.envoy(&discoveryv3.DeltaDiscoveryRequest{
+		ResourceNamesSubscribe:  []string{"a", "b"},
+		InitialResourceVersions: map[string]string{"a": v1, "b": "v1~allow"},
+	})
+	h.expect("up +[a b] -[] has map[a:v1]") // b is to be sent again: it is only a stand-in
+	h.above("1", "v1", remoteExtension(t, "b", "1", 0))
+	h.fetchFails("b", unavailable)
+	h.expect("fetch oci://registry.test/b:1 in 0s", "fetch oci://registry.test/b:1 in 1s",
+		"up nack 1: extension b: "+unavailable) // and the stand-in stays
+
+	// Another agent knows nothing, asks for everything, and does not disturb what runs.
+	h.connect(New(Config{}))
+	h.envoy(&discoveryv3.DeltaDiscoveryRequest{
+		ResourceNamesSubscribe:  []string{"a"},
+		InitialResourceVersions: map[string]string{"a": v1},
+	})
+	h.expect("up +[a] -[] has map[]")
+	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
+	h.fetched("a", "one")
+	h.expect("fetch oci://registry.test/a:1 in 0s", "up ack 1")
+	if got, _ := h.s.relay.holds("a"); got != v1 {
+		t.Errorf("held version = %q, want %q", got, v1)
+	}
+}
+
+func TestStandInRefused(t *testing.T) {
+	h := newHarness(t)
+	h.s.relay.types["a"] = []string{"type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"}
+	h.subscribe("a")
+	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
+	h.fetchFails("a", unavailable)
+	h.trace = nil
+	h.nack("a", "no such filter")
+	h.expect("down a v1~deny: 318 bytes of wasm")
+	h.nack("a", "no such filter")
+	h.expect()
+}
+
+func TestProxyRefusesTheOnlyVersion(t *testing.T) {
+	h := newHarness(t)
+	h.subscribe("a")
+	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
+	h.fetched("a", "one")
+	h.trace = nil
+	h.nack("a", "cannot load")
+	h.expect("down a v1~deny: 318 bytes of wasm", "up nack 1: extension a: the proxy refused it: cannot load")
+}
+
+func TestMalformed(t *testing.T) {
+	h := newHarness(t)
+	h.subscribe("a", "b")
+	broken, err := anypb.New(&corev3.TypedExtensionConfig{Name: "a", TypedConfig: &anypb.Any{
+		TypeUrl: "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm", Value: []byte{0xff},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.above("1", "v1", broken)
+	want := "up nack 1: extension a: decode extension config a: proto:"
+	if got := h.trace[len(h.trace)-1]; !strings.HasPrefix(got, want) {
+		t.Errorf("answer = %q, want %q…", got, want)
+	}
+	if got, want := h.trace[1], "down a v1~deny: 318 bytes of wasm"; got != want {
+		t.Errorf("stand-in = %q, want %q", got, want)
+	}
+	h.trace = nil
+	h.above("2", "v1", extensionConfig(t, "b", &httpwasmv3.Wasm{Config: &wasmv3.PluginConfig{
+		Vm: &wasmv3.PluginConfig_VmConfig{VmConfig: &wasmv3.VmConfig{
+			Code: &corev3.AsyncDataSource{Specifier: &corev3.AsyncDataSource_Remote{Remote: &corev3.RemoteDataSource{}}},
+		}},
+	}}))
+	h.expect("down b v1~deny: 318 bytes of wasm", "up nack 2: extension b: the remote module has no http_uri")
+}
+
+func TestLateAck(t *testing.T) {
+	h := newHarness(t)
+	h.subscribe("a")
+	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
+	h.trace = nil
+	h.check(h.s.lateAck("1"))
+	h.expect("up ack 1")
+	h.fetched("a", "one")
+	h.ack("a")
+	h.check(h.s.lateAck("1"))
+	h.expect("down a " + version("v1", "one") + ": file /modules/one")
+}
+
+func TestBackoff(t *testing.T) {
+	for n, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 6: 32 * time.Second, 7: time.Minute, 900: time.Minute} {
+		if got := backoff(n, 0); got != want {
+			t.Errorf("backoff(%d, 0) = %v, want %v", n, got, want)
+		}
+		if got := backoff(n, 1); got != want*4/5 {
+			t.Errorf("backoff(%d, 1) = %v, want %v", n, got, want*4/5)
+		}
+	}
+}
