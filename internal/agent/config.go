@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/chandler-proxy/chandler/internal/envoy"
+	"github.com/chandler-proxy/chandler/internal/mesh"
+)
+
+// A Config is everything the agent can be told. Upstream, Envoy and Log are
+// required, and so is Proxy unless EnvoyArgs bring a bootstrap.
+type Config struct {
+	Upstream string // ADS server, host:port, in plain text
+	DataDir  string // default /var/lib/chandler; the agent's socket is xds.sock in it
+	Log      *slog.Logger
+
+	Status  net.Listener         // metrics and health; closed by Run; default is at 127.0.0.1:15020
+	Metrics *prometheus.Registry // default a new one; the agent adds its own
+
+	Proxy           mesh.Proxy // who the proxy is towards the control plane
+	Service         string     // node cluster, default WORKLOAD.NAMESPACE
+	StateOfTheWorld bool       // let Envoy ask for whole sets instead of changes
+
+	Envoy       string         // path of the binary; see [envoy.Find]
+	EnvoyArgs   []string       // passed on; may name a bootstrap of the user's own with -c
+	EnvoyOutput io.Writer      // default stderr
+	Admin       netip.AddrPort // default 127.0.0.1:15000
+	MinDrain    time.Duration  // connections are waited for at least so long; default 0
+	Drain       time.Duration  // and at most so long; default 5s
+	Grace       time.Duration  // then requests, and the end of the process, so long each; default 5s
+
+	ModuleDir          string         // default DataDir/modules; agents on one machine may share it
+	MaxModule          int64          // bytes, default 256 MiB
+	ModuleExpiry       time.Duration  // a module not used for so long is removed; default 24h
+	PurgeInterval      time.Duration  // default 1h
+	FetchTimeout       time.Duration  // of one try, default 15s
+	FetchTries         int            // default 5
+	InsecureRegistries []string       // hosts that may be asked in plain text or with a certificate nobody knows; * is all
+	BlockedCIDRs       []netip.Prefix // never dialled for modules, besides link-local and cloud metadata addresses
+	PassECDS           bool           // leave extensions to Envoy as they come, with remote modules
+}
+
+func (c Config) withDefaults() (Config, error) {
+	switch {
+	case c.Upstream == "":
+		return c, errors.New("upstream is required")
+	case c.Envoy == "":
+		return c, errors.New("path of envoy is required")
+	case c.Log == nil:
+		return c, errors.New("log is required")
+	}
+	var err error
+	if c.DataDir, err = filepath.Abs(cmp.Or(c.DataDir, "/var/lib/chandler")); err != nil {
+		return c, err
+	}
+	if c.Metrics == nil {
+		c.Metrics = prometheus.NewRegistry()
+	}
+	if c.EnvoyOutput == nil {
+		c.EnvoyOutput = os.Stderr
+	}
+	c.ModuleDir = cmp.Or(c.ModuleDir, filepath.Join(c.DataDir, "modules"))
+	c.MaxModule = cmp.Or(c.MaxModule, 256<<20)
+	c.ModuleExpiry = cmp.Or(c.ModuleExpiry, 24*time.Hour)
+	c.PurgeInterval = cmp.Or(c.PurgeInterval, time.Hour)
+	c.FetchTimeout = cmp.Or(c.FetchTimeout, 15*time.Second)
+	c.FetchTries = cmp.Or(c.FetchTries, 5)
+	return c, nil
+}
+
+// listenStatus returns the listener for metrics and health.
+func listenStatus(cfg Config) (net.Listener, error) {
+	if cfg.Status != nil {
+		return cfg.Status, nil
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:15020")
+	if err != nil {
+		return nil, fmt.Errorf("listen for metrics and health: %w", err)
+	}
+	return l, nil
+}
+
+// bootstrap is what Envoy starts from, unless the user brings one. That is only
+// looked at.
+func bootstrap(cfg Config) ([]byte, error) {
+	socket := filepath.Join(cfg.DataDir, socketFile)
+	if !envoy.HasBootstrap(cfg.EnvoyArgs) {
+		return envoy.Bootstrap{
+			Proxy:           cfg.Proxy,
+			Service:         cfg.Service,
+			Socket:          socket,
+			StateOfTheWorld: cfg.StateOfTheWorld,
+			Admin:           cfg.Admin,
+		}.Encode()
+	}
+	own, err := envoy.ReadOwn(cfg.EnvoyArgs, os.ReadFile)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(own.Pipes, socket) {
+		cfg.Log.Warn("bootstrap does not lead to the agent: no cluster has its socket as pipe", "socket", socket)
+	}
+	cfg.Log.Info("bootstrap is the user's own", "node", own.NodeID, "admin", own.Admin, "socket", socket)
+	return nil, nil
+}
+
+// observe registers what the agent says of itself as a process, under names
+// that begin as Istio's.
+func observe(r prometheus.Registerer) error {
+	own := prometheus.WrapRegistererWithPrefix("istio_agent_", r)
+	return errors.Join(
+		own.Register(collectors.NewGoCollector()),
+		own.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})),
+	)
+}

@@ -1,0 +1,129 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/chandler-proxy/chandler/internal/envoy"
+)
+
+// A proxy is what the status port says of an [envoy.Process].
+type proxy interface {
+	Ready(ctx context.Context) error
+	Admin() (*envoy.Admin, error)
+	Adopted() bool
+}
+
+// A status serves health and metrics, as port 15020 of Istio's agent does.
+type status struct {
+	upstream  string
+	proxy     proxy
+	connected func() bool // the control plane has answered once
+	quit      func()
+
+	metrics  prometheus.Gatherer
+	scrapes  prometheus.Counter
+	failures *prometheus.CounterVec // by what could not be read: envoy, agent
+	log      *slog.Logger
+}
+
+func newStatus(cfg Config, p proxy, connected func() bool, quit func()) *status {
+	s := &status{
+		upstream:  cfg.Upstream,
+		proxy:     p,
+		connected: connected,
+		quit:      quit,
+		metrics:   cfg.Metrics,
+		scrapes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "istio_agent_scrapes_total",
+			Help: "The total number of scrapes.",
+		}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_agent_scrape_failures_total",
+			Help: "The total number of failed scrapes.",
+		}, []string{"type"}),
+		log: cfg.Log,
+	}
+	cfg.Metrics.MustRegister(s.scrapes, s.failures)
+	return s
+}
+
+func (s *status) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", s.serveMetrics)
+	mux.HandleFunc("GET /stats/prometheus", s.serveMetrics)
+	mux.HandleFunc("GET /healthz/ready", s.serveReady)
+	mux.HandleFunc("POST /quitquitquit", s.serveQuit)
+	return mux
+}
+
+// run serves on l until ctx ends. It closes l.
+func (s *status) run(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler:           s.handler(),
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := srv.Shutdown(last); err != nil {
+		srv.Close() // who is not done by now reads too slowly
+	}
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// serveReady answers 200 if the proxy can be sent traffic, else 503 and why not.
+func (s *status) serveReady(w http.ResponseWriter, r *http.Request) {
+	if err := s.ready(r.Context()); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
+
+// ready wants Envoy live and the control plane to have answered once. An Envoy
+// that was adopted has had that from an earlier agent.
+func (s *status) ready(ctx context.Context) error {
+	if err := s.proxy.Ready(ctx); err != nil {
+		return err
+	}
+	if !s.connected() && !s.proxy.Adopted() {
+		return fmt.Errorf("control plane %s has not answered yet", s.upstream)
+	}
+	return nil
+}
+
+// serveQuit ends the agent and its Envoy at once, without draining: who calls
+// it, a finished job's main container, knows that no more will come.
+func (s *status) serveQuit(w http.ResponseWriter, r *http.Request) {
+	if !local(r) {
+		http.Error(w, "only requests from localhost are allowed", http.StatusForbidden)
+		return
+	}
+	s.log.Info("told to quit")
+	fmt.Fprintln(w, "OK")
+	s.quit()
+}
+
+func local(r *http.Request) bool {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && from.Addr().Unmap().IsLoopback()
+}

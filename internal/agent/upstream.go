@@ -1,0 +1,35 @@
+package agent
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+)
+
+// dial returns a connection to the ADS server at addr, made when it is first
+// used and made anew, with backoff and jitter, whenever it breaks.
+func dial(addr string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient(addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithNoProxy(), // the control plane is a neighbour
+		grpc.WithDefaultCallOptions(
+			// What Envoy is sent, it must be able to have: no limit of our own.
+			grpc.MaxCallRecvMsgSize(math.MaxInt32),
+		),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		// As Istio's agent: a control plane that is gone without a word is noticed in 40 s.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("connect to control plane %s: %w", addr, err)
+	}
+	return conn, nil
+}
