@@ -1,0 +1,144 @@
+//go:build e2e
+
+package readme
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	startup  = 30 * time.Second // until chandler run is ready
+	patience = 20 * time.Second // until a command prints what it should
+)
+
+// TestExamples runs what each document shows against a chandler that runs what
+// the document says to run, on the well-known ports. The commands see a copy
+// of the project's examples, so that they can edit it.
+func TestExamples(t *testing.T) {
+	sidecar := []string{"--id", "sidecar~127.0.0.2~httpbin.default~default.svc.cluster.local", "--labels", "app=httpbin"}
+	for _, tt := range []struct {
+		file string
+		args []string
+	}{
+		{"examples/bookinfo/README.md", []string{"-f", "examples/bookinfo"}},
+		{"examples/envoyfilter/README.md", []string{"-f", "examples/envoyfilter"}},
+		{"examples/httpbin/README.md", append([]string{"-f", "examples/httpbin"}, sidecar...)},
+	} {
+		t.Run(tt.file, func(t *testing.T) {
+			text, err := os.ReadFile("../../" + tt.file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			commands, err := Parse(tt.file, string(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(commands) == 0 {
+				t.Fatal("no commands")
+			}
+			dir := t.TempDir()
+			if err := os.CopyFS(filepath.Join(dir, "examples"), os.DirFS("../../examples")); err != nil {
+				t.Fatal(err)
+			}
+			chandler(t, dir, tt.args)
+			for _, c := range commands {
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				err := c.Run(ctx, dir, nil)
+				cancel()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// chandler runs `chandler run args` in dir until the test ends; it returns when
+// the proxy is ready.
+func chandler(t *testing.T, dir string, args []string) {
+	t.Helper()
+	binary, envoy := os.Getenv("CHANDLER_BIN"), os.Getenv("CHANDLER_ENVOY")
+	if binary == "" || envoy == "" {
+		t.Fatal("CHANDLER_BIN or CHANDLER_ENVOY is not set: run make e2e")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, binary, append([]string{"run", "--proxy", "envoy", "--envoy", envoy, "--data", filepath.Join(dir, "data")}, args...)...)
+	cmd.Dir = dir
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = time.Minute
+	var log safeBuffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-exited; err != nil && !strings.Contains(err.Error(), "context canceled") {
+			t.Errorf("chandler run ended with %v", err)
+		}
+		if t.Failed() {
+			t.Logf("log of chandler run:\n%s", log.String())
+		}
+	})
+
+	deadline := time.After(startup)
+	ticks := time.NewTicker(50 * time.Millisecond)
+	defer ticks.Stop()
+	for {
+		select {
+		case err := <-exited:
+			exited <- err
+			t.Fatalf("chandler run ended before it was ready: %v", err)
+		case <-deadline:
+			t.Fatalf("chandler run is not ready after %v", startup)
+		case <-ticks.C:
+			if ready(ctx) {
+				return
+			}
+		}
+	}
+}
+
+// ready asks the agent.
+func ready(ctx context.Context) bool {
+	r, err := http.NewRequestWithContext(ctx, "GET", "http://127.0.0.1:15020/healthz/ready", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+// A safeBuffer takes what a process prints while others read it.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
