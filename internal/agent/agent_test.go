@@ -222,7 +222,7 @@ func TestRunRefuses(t *testing.T) {
 		{"no envoy", "path of envoy is required", func(c *Config) { c.Envoy = "" }},
 		{"no log", "log is required", func(c *Config) { c.Log = nil }},
 		{"no proxy", "name and namespace are required", func(*Config) {}},
-		{"own bootstrap without admin", "admin.address is missing", func(c *Config) { c.EnvoyArgs = []string{"--config-yaml", "{}"} }},
+		{"own bootstrap without admin", "admin.address is missing", func(c *Config) { c.EnvoyArgs = []string{"-c", "/dev/null"} }},
 		{"no such envoy", "no such file", func(c *Config) {
 			c.Envoy, c.Proxy = "/nonexistent/envoy", mesh.Proxy{Role: mesh.Router, Name: "a", Namespace: "b"}
 		}},

@@ -35,7 +35,7 @@ type Config struct {
 	StateOfTheWorld bool       // let Envoy ask for whole sets instead of changes
 
 	Envoy       string         // path of the binary; see [envoy.Find]
-	EnvoyArgs   []string       // passed on; may name a bootstrap of the user's own with -c
+	EnvoyArgs   []string       // passed on; may name a bootstrap of the user's own with -c, or add to ours with --config-yaml
 	EnvoyOutput io.Writer      // default stderr
 	Admin       netip.AddrPort // default 127.0.0.1:15000
 	MinDrain    time.Duration  // connections are waited for at least so long; default 0

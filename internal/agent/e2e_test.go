@@ -25,12 +25,13 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	httpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
-
+	// protojson must know what the listener consists of
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 
 	"github.com/chandler-proxy/chandler/internal/envoy"
+	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/xds"
 )
 
@@ -50,6 +51,7 @@ type control struct {
 	addr   string
 	module string // URL
 	hits   atomic.Int64
+	mu     sync.Mutex
 	last   *xds.Snapshot
 }
 
@@ -59,7 +61,11 @@ func newControl(t *testing.T) *control {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &control{t: t, server: xds.New(xds.Config{Class: func(n *corev3.Node) (string, error) { return n.GetCluster(), nil }})}
+	appeared := make(chan struct{}, 100)
+	c := &control{t: t, server: xds.New(xds.Config{
+		Class:    func(n *corev3.Node) (string, error) { return n.GetCluster(), nil },
+		Appeared: func() { appeared <- struct{}{} },
+	})}
 	modules := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.hits.Add(1)
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(wasm))
@@ -75,7 +81,21 @@ func newControl(t *testing.T) *control {
 	c.server.Register(g)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
-	t.Cleanup(func() { g.Stop(); <-served })
+	stop := make(chan struct{})
+	var publishing sync.WaitGroup
+	publishing.Go(func() {
+		for {
+			select {
+			case <-appeared:
+				c.mu.Lock()
+				c.server.Publish("gateway.default", c.last)
+				c.mu.Unlock()
+			case <-stop:
+				return
+			}
+		}
+	})
+	t.Cleanup(func() { g.Stop(); <-served; close(stop); publishing.Wait() })
 	return c
 }
 
@@ -83,7 +103,6 @@ func newControl(t *testing.T) *control {
 func (c *control) publish(body string) {
 	c.t.Helper()
 	listener, extension := new(listenerv3.Listener), new(corev3.TypedExtensionConfig)
-	_ = httpwasmv3.Wasm{}
 	c.parse(listener, `{"name":"http","address":{"socket_address":{"address":"127.0.0.1","port_value":0}},"filter_chains":[{"filters":[{"name":"hcm","typed_config":{
 		"@type":"type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager","stat_prefix":"http",
 		"route_config":{"virtual_hosts":[{"name":"v","domains":["*"],"routes":[{"match":{"prefix":"/"},"direct_response":{"status":200,"body":{"inline_string":"`+body+`"}}}]}]},
@@ -102,6 +121,8 @@ func (c *control) publish(body string) {
 		}
 		resources = append(resources, r)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	snap, err := xds.NewSnapshot(c.last, resources)
 	if err != nil {
 		c.t.Fatal(err)
@@ -264,16 +285,43 @@ func TestRealAgentKilled(t *testing.T) {
 	}
 }
 
-// An agent that is told to stop loses no request of clients that go when told to.
+// An agent that is told to stop loses no request of clients that go when told
+// to, in both variants of ADS and with a bootstrap of the user's own.
 func TestRealAgentStops(t *testing.T) {
-	c := newControl(t)
-	c.publish("one")
-	s := startup{Upstream: c.addr, DataDir: t.TempDir(), Envoy: realEnvoy(t)}
-	a := runAgent(t, s.config())
-	a.want("envoy live")
-	all := startLoad(listenAddr(t, s.DataDir), true)
-	if err := a.end(); err != nil {
-		t.Errorf("Run = %v", err)
+	for _, tt := range []struct {
+		name   string
+		change func(*testing.T, *Config)
+	}{
+		{"delta", func(*testing.T, *Config) {}},
+		{"state of the world", func(_ *testing.T, cfg *Config) { cfg.StateOfTheWorld = true }},
+		{"own bootstrap", func(t *testing.T, cfg *Config) {
+			text, err := envoy.Bootstrap{Proxy: cfg.Proxy, Admin: cfg.Admin, Socket: filepath.Join(cfg.DataDir, socketFile)}.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			own := filepath.Join(t.TempDir(), "own.yaml")
+			if err := os.WriteFile(own, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cfg.Proxy = mesh.Proxy{}
+			cfg.EnvoyArgs = append(cfg.EnvoyArgs, "-c", own)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newControl(t)
+			c.publish("one")
+			cfg := startup{Upstream: c.addr, DataDir: t.TempDir(), Envoy: realEnvoy(t)}.config()
+			tt.change(t, &cfg)
+			a := runAgent(t, cfg)
+			a.want("envoy live")
+			all := startLoad(listenAddr(t, cfg.DataDir), true)
+			if err := a.end(); err != nil {
+				t.Errorf("Run = %v", err)
+			}
+			all.check(t)
+			if n := c.hits.Load(); n != 1 {
+				t.Errorf("module fetched %d times, want once", n)
+			}
+		})
 	}
-	all.check(t)
 }

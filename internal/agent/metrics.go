@@ -16,7 +16,7 @@ import (
 
 const (
 	maxStats     = 256 << 20        // bytes of Envoy's metrics passed on in one answer
-	maxStatsLine = 1 << 20          // bytes of one line; labels are what makes lines long
+	maxStatsLine = 256 << 10        // bytes of one line; labels are what makes lines long
 	statsTimeout = 10 * time.Second // for all of them; Prometheus gives up by itself about then
 )
 

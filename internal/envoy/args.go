@@ -15,11 +15,11 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// HasBootstrap reports whether args bring a bootstrap of the user's own.
+// HasBootstrap reports whether args name a file with a bootstrap of the user's
+// own. With --config-yaml alone the user adds to ours: Envoy merges it over the file.
 func HasBootstrap(args []string) bool {
-	_, file := argument(args, "-c", "--config-path")
-	_, text := argument(args, "--config-yaml")
-	return file || text
+	_, ok := argument(args, "-c", "--config-path")
+	return ok
 }
 
 // argument returns the value of the first of names in args, and whether it is there.

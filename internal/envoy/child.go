@@ -92,19 +92,20 @@ func writeFile(path string, text []byte) error {
 }
 
 // adopt reports whether c is the very process that the state file tells of, is
-// just what would be started now, and serves or is about to. It notes that c is
-// live, also of one that is refused.
+// just what would be started now, and serves or is about to. One that does not
+// say that it is starting is taken to serve, also if it is not adopted.
 func (p *Process) adopt(ctx context.Context, c *child) bool {
+	c.live.Store(true)
 	a, err := c.client()
 	if err != nil {
 		return false
 	}
 	err = a.Ready(ctx)
-	c.live.Store(err == nil)
-	c.answered = err == nil
 	var not *NotReadyError
 	starting := errors.As(err, &not) && strings.HasSuffix(not.State, "INITIALIZING")
-	if err != nil && !starting {
+	c.live.Store(!starting)
+	c.answered = err == nil || starting
+	if !c.answered {
 		return false
 	}
 	var s state

@@ -170,7 +170,7 @@ func TestRealRestart(t *testing.T) {
 }
 
 func TestRealBadBootstrap(t *testing.T) {
-	s := perform(t, Config{Path: realEnvoy(t), Args: []string{"--config-yaml", "no_such_field: 1", "-l", "error"}, Dir: t.TempDir()})
+	s := perform(t, Config{Path: realEnvoy(t), Args: []string{"--config-yaml", "no_such_field: 1", "-l", "error"}, Bootstrap: []byte("{}"), Dir: t.TempDir()})
 	err := <-s.ended
 	s.ended <- err
 	if err == nil || !strings.Contains(err.Error(), errNeverUp.Error()) {
@@ -251,14 +251,10 @@ func TestRealPluginMetric(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Ours, and over it the listener; without a control plane nothing is waited for.
-	ours := filepath.Join(t.TempDir(), "ours.json")
-	if err := os.WriteFile(ours, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	// Over ours the listener; without a control plane nothing is waited for.
 	own := strings.NewReplacer("BACKEND", "1", "FILTERS", filter).Replace(ownBootstrap) +
 		"dynamic_resources: {lds_config: {initial_fetch_timeout: 0.001s}, cds_config: {initial_fetch_timeout: 0.001s}}\n"
-	s := perform(t, Config{Path: realEnvoy(t), Args: []string{"-c", ours, "--config-yaml", own, "-l", "warning"}, Dir: t.TempDir()})
+	s := perform(t, Config{Path: realEnvoy(t), Args: []string{"--config-yaml", own, "-l", "warning"}, Bootstrap: text, Dir: t.TempDir()})
 	s.want("envoy live")
 	resp, err := http.Get("http://" + s.address())
 	if err != nil {

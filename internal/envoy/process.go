@@ -103,8 +103,8 @@ func arguments(cfg Config) (args []string, adminPath string) {
 	}
 	add("--admin-address-path", adminPath)
 	add("--disable-hot-restart") // several Envoys on a machine would need numbers
-	// What a listener that changes or goes has left to finish, and that clients
-	// learn of it at their next answer, is as in Istio.
+	// When a listener is changed or removed, its connections have so long to
+	// finish, and clients are told at their next answer; as in Istio.
 	add("--drain-time-s", "45")
 	add("--drain-strategy", "immediate")
 	add("--file-flush-interval-msec", "1000")
@@ -222,8 +222,6 @@ func (p *Process) supervise(ctx context.Context, c *child) {
 	case <-ctx.Done():
 		p.stop(ctx, c, gone)
 	}
-	os.Remove(p.admin)
-	os.Remove(filepath.Join(p.cfg.Dir, stateFile))
 }
 
 // liveInterval is how often an Envoy that is starting is asked whether it is

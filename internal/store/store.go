@@ -287,15 +287,7 @@ func (s *Store) rename(tmp *os.File, d module.Digest) error {
 		return err
 	}
 	s.setKnown(d, id)
-	return syncDir(s.dir)
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return nil // the folder is not synced: a name lost in a crash is a module fetched again
 }
 
 // Len is how many modules the store holds.

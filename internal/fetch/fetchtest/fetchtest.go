@@ -4,6 +4,7 @@ package fetchtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -26,6 +27,9 @@ type Subject struct {
 	Publish func(t testing.TB, content []byte) (url, pin string)
 	// Absent is a reference to what is not there.
 	Absent func(t testing.TB) string
+	// Large is the size of the module that must not cost memory, in bytes;
+	// default 32 MiB.
+	Large int
 }
 
 const limit = 1 << 20
@@ -249,15 +253,17 @@ func together(t *testing.T, subject Subject) {
 	wg.Wait()
 }
 
-// streams fetches 100 MB and counts what that allocates, the server's part included.
+// streams fetches a large module and counts what that allocates, the server's
+// part included.
 func streams(t *testing.T, subject Subject) {
 	if testing.Short() {
-		t.Skip("a module of 100 MB")
+		t.Skip("a large module")
 	}
-	const size, most = 100 << 20, 16 << 20 // a zstd window is 8 MB
+	const most = 16 << 20 // a zstd window is 8 MiB
+	size := cmp.Or(subject.Large, 32<<20)
 	content := Module(size)
 	url, _ := subject.Publish(t, content)
-	f := subject.New(t, size)
+	f := subject.New(t, int64(size))
 	var s Sink
 	r := Request(t, url, "", &s)
 	var before, after runtime.MemStats

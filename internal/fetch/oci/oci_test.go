@@ -225,9 +225,13 @@ func TestContract(t *testing.T) {
 	for name, push := range forms {
 		t.Run(name, func(t *testing.T) {
 			h := newHub(t)
-			n := 0
+			n, large := 0, 0
+			if name == "docker" || name == "cncf" { // an archive, and as it is
+				large = 100 << 20
+			}
 			fetchtest.Run(t, fetchtest.Subject{
-				New: plainFetcher,
+				New:   plainFetcher,
+				Large: large,
 				Publish: func(t testing.TB, content []byte) (url, pin string) {
 					n++
 					repo := fmt.Sprintf("team/plugin%d", n)
