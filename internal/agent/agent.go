@@ -43,7 +43,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer port.Close()
-	modules, err := openModules(cfg)
+	modules, err := OpenModules(cfg)
 	if err != nil {
 		return err
 	}

@@ -73,11 +73,6 @@ func (c Config) withDefaults() (Config, error) {
 		c.EnvoyOutput = os.Stderr
 	}
 	c.ModuleDir = cmp.Or(c.ModuleDir, filepath.Join(c.DataDir, "modules"))
-	c.MaxModule = cmp.Or(c.MaxModule, 256<<20)
-	c.ModuleExpiry = cmp.Or(c.ModuleExpiry, 24*time.Hour)
-	c.PurgeInterval = cmp.Or(c.PurgeInterval, time.Hour)
-	c.FetchTimeout = cmp.Or(c.FetchTimeout, 15*time.Second)
-	c.FetchTries = cmp.Or(c.FetchTries, 5)
 	return c, nil
 }
 
@@ -91,6 +86,15 @@ func listenStatus(cfg Config) (net.Listener, error) {
 		return nil, fmt.Errorf("listen for metrics and health: %w", err)
 	}
 	return l, nil
+}
+
+func (c Config) withModuleDefaults() Config {
+	c.MaxModule = cmp.Or(c.MaxModule, 256<<20)
+	c.ModuleExpiry = cmp.Or(c.ModuleExpiry, 24*time.Hour)
+	c.PurgeInterval = cmp.Or(c.PurgeInterval, time.Hour)
+	c.FetchTimeout = cmp.Or(c.FetchTimeout, 15*time.Second)
+	c.FetchTries = cmp.Or(c.FetchTries, 5)
+	return c
 }
 
 // bootstrap is what Envoy starts from, unless the user brings one. That is only

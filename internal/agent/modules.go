@@ -10,8 +10,10 @@ import (
 	"github.com/chandler-proxy/chandler/internal/store"
 )
 
-// openModules opens the store, and puts the ways to fetch a module before it.
-func openModules(cfg Config) (*modcache.Cache, error) {
+// OpenModules opens the store that cfg names, and puts the ways to fetch a
+// module before it. Of cfg only what is about modules matters, Metrics and Log.
+func OpenModules(cfg Config) (*modcache.Cache, error) {
+	cfg = cfg.withModuleDefaults()
 	files, err := store.Open(cfg.ModuleDir, cfg.MaxModule)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,217 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/chandler-proxy/chandler/internal/agent"
+	"github.com/chandler-proxy/chandler/internal/ecds"
+	"github.com/chandler-proxy/chandler/internal/mesh"
+	"github.com/chandler-proxy/chandler/internal/modcache"
+	"github.com/chandler-proxy/chandler/internal/module"
+	"github.com/chandler-proxy/chandler/internal/resource"
+	"github.com/chandler-proxy/chandler/internal/source"
+	"github.com/chandler-proxy/chandler/internal/source/dir"
+	"github.com/chandler-proxy/chandler/internal/translate"
+)
+
+// errProblems is what check fails with if anything is wrong; the problems are printed.
+var errProblems = errors.New("there are problems")
+
+func (c *command) check() *cobra.Command {
+	var (
+		files   []string
+		modules string
+		fetch   bool
+		opts    mesh.Options
+	)
+	cmd := &cobra.Command{
+		Use:   "check -f PATH...",
+		Short: "Validate resources, fetch their modules, print what each proxy would run",
+		Long: `check reads resources as the control plane would, fetches the modules of their
+extensions as an agent would, and prints which extensions each gateway and each
+pod would run, in order. It fails if anything is wrong with them.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(files) == 0 {
+				return misuse{errors.New("-f is required: a file or folder of resources")}
+			}
+			k := checking{out: c.env.Stdout}
+			if err := k.read(cmd.Context(), files, opts); err != nil {
+				return err
+			}
+			if fetch {
+				cfg, err := agent.ConfigFromEnv(c.env.Lookup, agent.Config{ModuleDir: modules})
+				if err != nil {
+					return err
+				}
+				if err := k.fetch(cmd.Context(), cfg); err != nil {
+					return err
+				}
+			}
+			return k.print()
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVarP(&files, "filename", "f", nil, "file or folder of resources, a `PATH`; may be repeated")
+	flags.StringVar(&modules, "modules", userDir("modules"), "`DIR` to keep modules in")
+	flags.BoolVar(&fetch, "fetch", true, "fetch modules")
+	addMesh(flags, &opts)
+	return cmd
+}
+
+// checking is what check has found out.
+type checking struct {
+	out      io.Writer
+	proxies  []wouldRun
+	problems []resource.Problem
+	modules  map[string]string // what became of each extension's module, by its name
+}
+
+// wouldRun is one proxy and the extensions it would run.
+type wouldRun struct {
+	proxy      mesh.Proxy
+	extensions []*corev3.TypedExtensionConfig
+}
+
+// read takes the resources as a control plane would at its start.
+func (k *checking) read(ctx context.Context, files []string, opts mesh.Options) error {
+	for _, f := range files {
+		if _, err := os.Stat(f); err != nil {
+			return fmt.Errorf("read resources: %w", err)
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var snap source.Snapshot
+	read := false
+	if err := dir.New(dir.Config{Paths: files}).Run(ctx, func(s source.Snapshot) {
+		if !read {
+			snap, read = s, true
+		}
+		cancel()
+	}); err != nil {
+		return err
+	}
+	world, problems := mesh.New(snap.Objects, opts)
+	k.problems = append(snap.Problems, problems...)
+	for _, p := range world.Proxies() {
+		built, problems := translate.Build(world, p)
+		k.problems = append(k.problems, problems...)
+		k.proxies = append(k.proxies, wouldRun{p, built.Extensions})
+	}
+	return nil
+}
+
+// fetch gets and reads every extension's module.
+func (k *checking) fetch(ctx context.Context, cfg agent.Config) error {
+	cfg.Metrics, cfg.Log = prometheus.NewRegistry(), slog.New(slog.DiscardHandler)
+	modules, err := agent.OpenModules(cfg)
+	if err != nil {
+		return err
+	}
+	k.modules = make(map[string]string)
+	running, stop := context.WithCancel(ctx)
+	g, running := errgroup.WithContext(running)
+	g.Go(func() error { return modules.Run(running) })
+	for _, p := range k.proxies {
+		for _, e := range p.extensions {
+			if k.modules[e.GetName()] != "" {
+				continue
+			}
+			found, err := inspect(ctx, modules, e)
+			if err != nil {
+				k.problems = append(k.problems, resource.Problem{Kind: "extension", Name: e.GetName(), Message: err.Error()})
+				found = "no module"
+			}
+			k.modules[e.GetName()] = found
+		}
+	}
+	stop()
+	return g.Wait()
+}
+
+// inspect gets the module that an extension wants and says what it is.
+func inspect(ctx context.Context, modules *modcache.Cache, config *corev3.TypedExtensionConfig) (string, error) {
+	res, err := anypb.New(config)
+	if err != nil {
+		return "", err
+	}
+	e, err := ecds.Decode(res)
+	if err != nil {
+		return "", err
+	}
+	want, err := e.Want()
+	if errors.Is(err, ecds.ErrNotRemote) {
+		return "a file of the proxy's machine", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	lease, err := modules.Get(ctx, want)
+	if err != nil {
+		return "", err
+	}
+	defer lease.Release()
+	f, err := os.Open(lease.Path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := module.Inspect(f)
+	if err != nil {
+		return "", fmt.Errorf("read module of %s: %w", want.Ref, err)
+	}
+	return fmt.Sprintf("%s, %d bytes, ABI %s", lease.Digest, lease.Size, cmp.Or(info.ABI, "unknown")), nil
+}
+
+// print prints what each proxy would run, then the problems, once each.
+func (k *checking) print() error {
+	for _, p := range k.proxies {
+		fmt.Fprintf(k.out, "%s %s\n", p.proxy.Role, describe(p.proxy))
+		if len(p.extensions) == 0 {
+			fmt.Fprintln(k.out, "  no extensions")
+		}
+		for _, e := range p.extensions {
+			fmt.Fprintln(k.out, strings.TrimRight("  "+e.GetName()+"  "+k.modules[e.GetName()], " "))
+		}
+	}
+	var told []string
+	for _, p := range k.problems {
+		told = append(told, p.String())
+	}
+	slices.Sort(told)
+	for _, line := range slices.Compact(told) {
+		fmt.Fprintln(k.out, line)
+	}
+	if len(told) > 0 {
+		return errProblems
+	}
+	return nil
+}
+
+// describe tells a proxy by its namespace and name, or its labels if it has none.
+func describe(p mesh.Proxy) string {
+	if p.Name != "" {
+		return p.Namespace + "/" + p.Name
+	}
+	var labels []string
+	for key, value := range p.Labels {
+		labels = append(labels, key+"="+value)
+	}
+	slices.Sort(labels)
+	return p.Namespace + " " + strings.Join(labels, ",")
+}
