@@ -107,7 +107,7 @@ func (k *checking) read(ctx context.Context, files []string, opts mesh.Options) 
 		return err
 	}
 	world, problems := mesh.New(snap.Objects, opts)
-	k.problems = append(snap.Problems, problems...)
+	k.problems = slices.Concat(snap.Problems, problems, translate.Problems(world))
 	for _, p := range world.Proxies() {
 		built, problems := translate.Build(world, p)
 		k.problems = append(k.problems, problems...)

@@ -358,7 +358,7 @@ func TestProblemsHaveNoSecrets(t *testing.T) {
 func TestDecoderIsConcurrent(t *testing.T) {
 	d := NewDecoder()
 	var wg sync.WaitGroup
-	for range 4 {
+	for range 2 {
 		for _, path := range inputs(t) {
 			data, err := os.ReadFile(path)
 			if err != nil {
@@ -389,7 +389,12 @@ func FuzzDecode(f *testing.F) {
 	}
 	d := NewDecoder()
 	f.Fuzz(func(t *testing.T, data []byte) {
-		lines := strings.Count(string(data), "\n") + 1
+		lines := 1 // YAML has more line breaks than one
+		for _, r := range string(data) {
+			if strings.ContainsRune("\n\r\u0085\u2028\u2029", r) {
+				lines++
+			}
+		}
 		for _, document := range d.Documents("f", data) {
 			if o := document.Object; o != nil {
 				if len(document.Problems) > 0 || KeyOf(o) != document.Key || document.Key.Name == "" || o.GetResourceVersion() == "" {

@@ -56,7 +56,7 @@ func checkModuleURL(path *field.Path, written string) field.ErrorList {
 	return nil
 }
 
-// checkEnv wants no value to go unused: an empty one was not set, which JSON cannot tell.
+// checkEnv wants names that an environment can have. The schema has seen to the values.
 func checkEnv(path *field.Path, vm *apiextensionsv1alpha1.VmConfig) field.ErrorList {
 	var errs field.ErrorList
 	for i, env := range vm.GetEnv() {
@@ -195,10 +195,12 @@ func hasCertificate(tls *apinetworking.ServerTLSSettings) bool {
 }
 
 func checkVirtualService(o Object) field.ErrorList {
-	vs := o.(*networkingv1.VirtualService)
-	spec := &vs.Spec
+	spec := &o.(*networkingv1.VirtualService).Spec
 	var errs field.ErrorList
-	// One without hosts is a delegate, which another one names.
+	// One with neither is a delegate, which another one names.
+	if len(spec.Hosts) == 0 && len(spec.Gateways) > 0 {
+		errs = append(errs, field.Required(field.NewPath("spec", "hosts"), "virtual service must have at least one host"))
+	}
 	for i, host := range spec.Hosts {
 		errs = append(errs, checkHost(field.NewPath("spec", "hosts").Index(i), host)...)
 	}

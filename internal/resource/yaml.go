@@ -31,14 +31,6 @@ const (
 	maxProblems = 20
 )
 
-// A finding is a problem before it is known where in the file it is.
-type finding struct {
-	field   string
-	line    int // 0: that of the field
-	message string
-	mend    string
-}
-
 // parse splits data into documents. Each is a node, or the finding that it is
 // not YAML. Empty documents are left out.
 //

@@ -104,6 +104,9 @@ type watches struct {
 func (s *Source) run(ctx context.Context, w watches, deliver func(source.Snapshot)) {
 	r := reading{Source: s, watches: w, files: map[string]*file{}, changed: map[string]bool{}}
 	last := r.read(time.Now())
+	if ctx.Err() != nil {
+		return
+	}
 	deliver(last)
 	timer := time.NewTimer(r.next(time.Now()))
 	for {
@@ -147,6 +150,7 @@ type reading struct {
 	watches
 	files   map[string]*file // by path
 	found   found            // last
+	watched map[string]id    // folders, by path
 	started bool             // it was read once
 	polling bool             // some folder could not be watched
 
@@ -227,20 +231,16 @@ func (r *reading) read(now time.Time) source.Snapshot {
 	return r.merge()
 }
 
-// look finds the files, and does so again until all that they hang on is
-// watched: what changes later is told by an event.
+// look finds the files, and does so again until all that they hang on was
+// watched before it was read: what changes later is told by an event.
 func (r *reading) look() {
 	const enough = 10 // someone keeps making folders; their events will come
-	watched := map[string]bool{}
 	polling := false
 	for range enough {
 		r.found = find(r.paths)
-		grown := false
-		for dir := range r.found.watch {
-			if watched[dir] {
-				continue
-			}
-			watched[dir], grown = true, true
+		watched := map[string]id{}
+		for dir, n := range r.found.watch {
+			watched[dir] = n.id
 			if err := r.add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				if !r.polling && !polling {
 					r.log.Warn("cannot watch folder", "folder", dir, "error", err, "polling", poll)
@@ -248,7 +248,9 @@ func (r *reading) look() {
 				polling = true
 			}
 		}
-		if !grown {
+		unchanged := maps.Equal(watched, r.watched)
+		r.watched = watched
+		if unchanged {
 			break
 		}
 	}

@@ -50,6 +50,7 @@ func stampOf(info fs.FileInfo) stamp {
 
 // names are those in one folder that matter.
 type names struct {
+	id   // of the folder; zero if not known
 	some map[string]bool
 	all  bool // and all that are not skipped
 }
@@ -142,11 +143,12 @@ func (w *walk) once(i id) bool {
 
 // folder visits what is in a folder, by name.
 func (w *walk) folder(path, target string, info fs.FileInfo) {
-	if !w.once(stampOf(info).id) {
+	i := stampOf(info).id
+	if !w.once(i) {
 		return
 	}
 	n := w.watch[target]
-	n.all = true
+	n.id, n.all = i, true
 	w.watch[target] = n
 	entries, err := os.ReadDir(target)
 	if err != nil {
@@ -190,7 +192,7 @@ func (w *walk) resolve(path string) (target string, info fs.FileInfo, err error)
 	}
 	const most = 40 // links, as in Linux
 	links := 0
-	at := string(filepath.Separator)
+	at, in := string(filepath.Separator), id{}
 	rest := strings.Split(strings.Trim(abs, at), at)
 	for len(rest) > 0 {
 		name := rest[0]
@@ -199,19 +201,19 @@ func (w *walk) resolve(path string) (target string, info fs.FileInfo, err error)
 			continue
 		}
 		if name == ".." {
-			at = filepath.Dir(at)
+			at, in = filepath.Dir(at), id{}
 			continue
 		}
 		next := filepath.Join(at, name)
 		info, err := os.Lstat(next)
 		if err != nil || info.Mode()&fs.ModeSymlink != 0 || len(rest) == 0 {
-			w.watchFor(at, name)
+			w.watchFor(at, in, name)
 		}
 		if err != nil {
 			return "", nil, err
 		}
 		if info.Mode()&fs.ModeSymlink == 0 {
-			at = next
+			at, in = next, stampOf(info).id
 			continue
 		}
 		if links++; links > most {
@@ -222,7 +224,7 @@ func (w *walk) resolve(path string) (target string, info fs.FileInfo, err error)
 			return "", nil, err
 		}
 		if filepath.IsAbs(link) {
-			at = string(filepath.Separator)
+			at, in = string(filepath.Separator), id{}
 		}
 		rest = append(strings.Split(link, string(filepath.Separator)), rest...)
 	}
@@ -230,10 +232,13 @@ func (w *walk) resolve(path string) (target string, info fs.FileInfo, err error)
 	return at, info, err
 }
 
-func (w *walk) watchFor(dir, name string) {
+func (w *walk) watchFor(dir string, i id, name string) {
 	n := w.watch[dir]
 	if n.some == nil {
 		n.some = map[string]bool{}
+	}
+	if n.id == (id{}) {
+		n.id = i
 	}
 	n.some[name] = true
 	w.watch[dir] = n

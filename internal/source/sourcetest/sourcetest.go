@@ -44,6 +44,7 @@ func Run(t *testing.T, start func(t *testing.T) Harness) {
 		"ManyAtOnce":         manyAtOnce,
 		"OneDeliveryAtATime": oneDeliveryAtATime,
 		"EndsWithItsContext": endsWithItsContext,
+		"NeverBegins":        neverBegins,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, start(t)) })
 	}
@@ -316,4 +317,13 @@ func endsWithItsContext(t *testing.T, h Harness) {
 		t.Errorf("Run = %v, want nil", err)
 	}
 	h.Put(t, plugin("b", "v1"))
+}
+
+func neverBegins(t *testing.T, h Harness) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := h.Source().Run(ctx, func(source.Snapshot) { t.Error("deliver was called after the context ended") })
+	if err != nil {
+		t.Errorf("Run = %v, want nil", err)
+	}
 }
