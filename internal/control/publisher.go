@@ -55,7 +55,10 @@ func newPublisher(server *xds.Server, appeared <-chan struct{}, opts mesh.Option
 		log:      log,
 		changes:  make(chan source.Snapshot, 1),
 		appeared: appeared,
-		newWorld: func(objects []resource.Object) (*mesh.World, []resource.Problem) { return mesh.New(objects, opts) },
+		newWorld: func(objects []resource.Object) (*mesh.World, []resource.Problem) {
+			world, problems := mesh.New(objects, opts)
+			return world, append(problems, translate.Problems(world)...)
+		},
 		build:    translate.Build,
 	}
 }

@@ -121,23 +121,29 @@ func (m *model) reconnect() {
 			r.subscribe = slices.Sorted(maps.Keys(has))
 			r.names = r.subscribe
 		}
-		if !c.s.delta && m.byte()%2 == 0 {
+		if !c.s.delta && m.byte()%2 == 0 && maps.Equal(has, versions(c.snap.Resources(typeURL))) {
 			r.version = c.snap.Version(typeURL)
-			for _, res := range c.snap.Resources(typeURL) { // or else the claim is a lie
-				if has[res.Name] != res.Version || len(has) != len(c.snap.Resources(typeURL)) {
-					r.version = ""
-				}
-			}
 		}
 		m.request(r)
 	}
+}
+
+// versions are those of resources, by name.
+func versions(resources []*Resource) map[string]string {
+	all := make(map[string]string)
+	for _, res := range resources {
+		all[res.Name] = res.Version
+	}
+	return all
 }
 
 func (m *model) request(r request) {
 	m.c.request(r)
 	w := m.c.s.watches[r.typeURL]
 	for name := range m.has[r.typeURL] {
-		if !w.wants(name) {
+		// What it takes back and asks for in one request, it forgets between the two.
+		anew := slices.Contains(r.unsubscribe, name) && (!w.wildcard || slices.Contains(r.subscribe, name))
+		if !w.wants(name) || anew {
 			delete(m.has[r.typeURL], name)
 		}
 	}

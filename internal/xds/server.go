@@ -75,19 +75,20 @@ func New(cfg Config) *Server {
 
 // Options are those of a gRPC server that serves many proxies over long-lived
 // streams: keepalive as Istio has it, no maximum age, and small buffers, since
-// nearly all connections are silent nearly always.
+// nearly all connections are silent nearly always. Server needs their codec.
 func Options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(16 << 20),
-		grpc.SharedWriteBuffer(true),
 		grpc.ReadBufferSize(4 << 10),
+		grpc.WriteBufferSize(8 << 10),
 		grpc.WaitForHandlers(true),
+		grpc.ForceServerCodecV2(newCodec()),
 	}
 }
 
-// Register makes g serve ADS.
+// Register makes g, a gRPC server with [Options], serve ADS.
 func (s *Server) Register(g grpc.ServiceRegistrar) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, s)
 }

@@ -245,6 +245,9 @@ func (s *session) subscribe(w *watch, name string) error {
 	if name == wildcard {
 		return nil
 	}
+	if res := s.snapshot.set(w.typeURL).resources[name]; res != nil {
+		name = res.Name // one string for all streams
+	}
 	if !w.named(name) {
 		if s.names == maxSubscriptions {
 			return ErrTooManyNames
@@ -268,7 +271,7 @@ func (s *session) unsubscribe(w *watch, name string) {
 	}
 	w.forget(name)
 	if w.wildcard && s.snapshot.set(w.typeURL).resources[name] != nil {
-		w.look[name] = struct{}{}
+		w.lookAt(name)
 	}
 }
 
@@ -364,6 +367,9 @@ func (s *session) update(w *watch, now time.Time) *response {
 		w.queue = w.queue[1:]
 		resources = append(resources, res)
 		size += res.Size()
+		if len(w.queue) == 0 {
+			w.queue = nil
+		}
 		if w.typeURL == ExtensionType {
 			break // a slow one must not hold back another
 		}
@@ -462,7 +468,6 @@ func (s *session) respond(w *watch, version string, resources []*Resource, remov
 		version:   version,
 		resources: resources,
 		state:     Pending,
-		sent:      now,
 		since:     now,
 	}
 	for _, res := range w.deliver(d) {

@@ -33,8 +33,8 @@ func shortOf(typeURL string) string {
 	return typeURL
 }
 
-// message makes a resource from "TYPE NAME=CONTENT".
-func message(t testing.TB, typ, name, content string) proto.Message {
+// envoyMessage makes a resource from "TYPE NAME=CONTENT".
+func envoyMessage(t testing.TB, typ, name, content string) proto.Message {
 	t.Helper()
 	switch short[typ] {
 	case ClusterType:
@@ -76,7 +76,7 @@ func world(t testing.TB, prev *Snapshot, text string) *Snapshot {
 		fields := strings.Fields(part)
 		for _, f := range fields[min(1, len(fields)):] {
 			name, content, _ := strings.Cut(f, "=")
-			r, err := enc.Encode(message(t, fields[0], name, content))
+			r, err := enc.Encode(envoyMessage(t, fields[0], name, content))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -90,7 +90,7 @@ func world(t testing.TB, prev *Snapshot, text string) *Snapshot {
 	return snap
 }
 
-// contentOf is what message put into r.
+// contentOf is what envoyMessage put into r.
 func contentOf(t testing.TB, r *Resource) string {
 	t.Helper()
 	m, err := r.Body.UnmarshalNew()

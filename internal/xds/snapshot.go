@@ -17,7 +17,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -45,7 +45,7 @@ type Resource struct {
 	Version string // hash of the encoded bytes: equal versions are equal resources
 	Body    *anypb.Any
 
-	wire *discoveryv3.Resource // as delta sends it
+	delta, world, value mem.Buffer // the body, and what goes before it in either variant
 	// endpoints is, of a cluster found through EDS, the name of the endpoints
 	// it waits for when it is new or changed.
 	endpoints string
@@ -135,7 +135,7 @@ func encode(m proto.Message) (*Resource, error) {
 	h.Write(body)
 	r.Version = version(h)
 	r.Body = &anypb.Any{TypeUrl: r.Type, Value: body}
-	r.wire = &discoveryv3.Resource{Name: r.Name, Version: r.Version, Resource: r.Body}
+	r.encodeHead()
 	return r, nil
 }
 
@@ -251,8 +251,11 @@ func (s *Snapshot) set(typeURL string) *set {
 			return t
 		}
 	}
-	return &set{version: versionOf(nil)}
+	return noResources
 }
+
+// noResources is the set of a type that a snapshot has none of. It is never changed.
+var noResources = &set{version: versionOf(nil)}
 
 // Resources are all resources of a type, sorted by name.
 func (s *Snapshot) Resources(typeURL string) []*Resource { return s.set(typeURL).sorted() }

@@ -37,7 +37,7 @@ func TestSnapshotSharesWhatIsUnchanged(t *testing.T) {
 }
 
 func TestNewSnapshotRefusesDuplicates(t *testing.T) {
-	r, err := NewEncoder().Encode(message(t, "cds", "a", "1"))
+	r, err := NewEncoder().Encode(envoyMessage(t, "cds", "a", "1"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestNewSnapshotRefusesDuplicates(t *testing.T) {
 
 func TestEncoder(t *testing.T) {
 	enc := NewEncoder()
-	ext := message(t, "ecds", "x", "1").(*corev3.TypedExtensionConfig)
+	ext := envoyMessage(t, "ecds", "x", "1").(*corev3.TypedExtensionConfig)
 	a, err := enc.Encode(ext)
 	if err != nil {
 		t.Fatal(err)
@@ -56,14 +56,14 @@ func TestEncoder(t *testing.T) {
 	if b, _ := enc.Encode(ext); a != b {
 		t.Error("the same extension config was encoded twice")
 	}
-	if b, _ := enc.Encode(message(t, "ecds", "x", "1")); a != b {
+	if b, _ := enc.Encode(envoyMessage(t, "ecds", "x", "1")); a != b {
 		t.Error("equal extension configs are not shared")
 	}
-	if b, _ := enc.Encode(message(t, "ecds", "x", "2")); a.Version == b.Version {
+	if b, _ := enc.Encode(envoyMessage(t, "ecds", "x", "2")); a.Version == b.Version {
 		t.Error("different extension configs have the same version")
 	}
 	for _, name := range []string{"", "*"} {
-		if _, err := enc.Encode(message(t, "cds", name, "")); err == nil {
+		if _, err := enc.Encode(envoyMessage(t, "cds", name, "")); err == nil {
 			t.Errorf("a cluster named %q was taken", name)
 		}
 	}

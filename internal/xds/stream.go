@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // A stream is one ADS stream of one proxy.
@@ -206,19 +205,7 @@ func (w deltaWire) receive() (*request, *corev3.Node, error) {
 	}, m.GetNode(), nil
 }
 
-func (w deltaWire) send(r *response) error {
-	m := &discoveryv3.DeltaDiscoveryResponse{
-		SystemVersionInfo: r.version,
-		TypeUrl:           r.typeURL,
-		Nonce:             r.nonce,
-		RemovedResources:  r.removed,
-		Resources:         make([]*discoveryv3.Resource, len(r.resources)),
-	}
-	for i, res := range r.resources {
-		m.Resources[i] = res.wire
-	}
-	return w.Send(m)
-}
+func (w deltaWire) send(r *response) error { return w.SendMsg(r.encode(true)) }
 
 // worldWire is state-of-the-world ADS.
 type worldWire struct {
@@ -240,15 +227,4 @@ func (w worldWire) receive() (*request, *corev3.Node, error) {
 	}, m.GetNode(), nil
 }
 
-func (w worldWire) send(r *response) error {
-	m := &discoveryv3.DiscoveryResponse{
-		VersionInfo: r.version,
-		TypeUrl:     r.typeURL,
-		Nonce:       r.nonce,
-		Resources:   make([]*anypb.Any, len(r.resources)),
-	}
-	for i, res := range r.resources {
-		m.Resources[i] = res.Body
-	}
-	return w.Send(m)
-}
+func (w worldWire) send(r *response) error { return w.SendMsg(r.encode(false)) }

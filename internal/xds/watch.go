@@ -51,8 +51,7 @@ type delivery struct {
 	newest    int // how many of resources no later response has replaced
 
 	state State
-	sent  time.Time
-	since time.Time // in state
+	since time.Time // in state: pending since it was sent
 	err   string    // if refused
 }
 
@@ -73,7 +72,6 @@ func newWatch(typeURL string, delta bool) *watch {
 		delta:   delta,
 		names:   make(map[string]struct{}),
 		have:    make(map[string]holding),
-		look:    make(map[string]struct{}),
 		gone:    make(map[string]struct{}),
 		absent:  make(map[string]struct{}),
 		sent:    make(map[string]*delivery),
@@ -94,7 +92,7 @@ func (w *watch) setWildcard(all bool) {
 	}
 	w.wildcard, w.at = all, ""
 	for _, name := range w.queue {
-		w.look[name] = struct{}{}
+		w.lookAt(name)
 	}
 	w.queue = nil
 }
@@ -109,6 +107,14 @@ func (w *watch) serving() bool {
 	return false
 }
 
+// lookAt has name compared with the snapshot.
+func (w *watch) lookAt(name string) {
+	if w.look == nil {
+		w.look = make(map[string]struct{})
+	}
+	w.look[name] = struct{}{}
+}
+
 // resend makes name to be sent even if the client has it, or, if there is no
 // such resource, the client to be told; but of an extension config that it may
 // have, it never is.
@@ -117,7 +123,7 @@ func (w *watch) resend(name string) {
 	h.again = h.res != nil
 	h.told = h.told && w.typeURL == ExtensionType
 	w.have[name] = h
-	w.look[name] = struct{}{}
+	w.lookAt(name)
 }
 
 // drop says that the client no longer has name.
@@ -171,20 +177,20 @@ func (w *watch) catchUp(s *set) {
 
 func (w *watch) note(name string) {
 	if _, has := w.have[name]; has || w.wants(name) {
-		w.look[name] = struct{}{}
+		w.lookAt(name)
 	}
 }
 
 func (w *watch) compareAll(s *set) {
 	for name := range w.have {
-		w.look[name] = struct{}{}
+		w.lookAt(name)
 	}
 	for name := range w.names {
-		w.look[name] = struct{}{}
+		w.lookAt(name)
 	}
 	if w.wildcard {
 		for name := range s.resources {
-			w.look[name] = struct{}{}
+			w.lookAt(name)
 		}
 	}
 }
@@ -195,13 +201,13 @@ func (w *watch) sweep(s *set) {
 		return
 	}
 	for _, name := range w.queue {
-		w.look[name] = struct{}{}
+		w.lookAt(name)
 	}
 	w.queue = nil
 	for name := range w.look {
 		w.decide(name, s.resources[name])
 	}
-	clear(w.look)
+	w.look = nil // most of the time there is nothing, for thousands of proxies
 	slices.Sort(w.queue)
 }
 
@@ -306,8 +312,8 @@ func (w *watch) openUntil(patience time.Duration) (until time.Time, refused bool
 		switch {
 		case d.state == Nacked:
 			refused = true
-		case d.state == Pending && d.sent.Add(patience).After(until):
-			until = d.sent.Add(patience)
+		case d.state == Pending && d.since.Add(patience).After(until):
+			until = d.since.Add(patience)
 		}
 	}
 	return until, refused
