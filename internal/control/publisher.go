@@ -59,7 +59,7 @@ func newPublisher(server *xds.Server, appeared <-chan struct{}, opts mesh.Option
 			world, problems := mesh.New(objects, opts)
 			return world, append(problems, translate.Problems(world)...)
 		},
-		build:    translate.Build,
+		build: translate.Build,
 	}
 }
 
