@@ -1,0 +1,79 @@
+package proxywasm
+
+import "github.com/chandler-proxy/chandler/internal/abi"
+
+func propertyFunctions() []*hostFunc {
+	return []*hostFunc{
+		proxy("proxy_get_property", getProperty, param{"path", text}, param{"value", retData}),
+		proxy("proxy_set_property", setProperty, param{"path", text}, param{"value", text}),
+	}
+}
+
+// getProperty is proxy_get_property. A path without segments has an empty value in
+// Envoy's code, but of no type that can be serialized.
+//
+// https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1#proxy_get_property
+func getProperty(in *Instance, stack []uint64) abi.Status {
+	path, ok := in.view(stack, 0)
+	if !ok {
+		return abi.InvalidMemoryAccess
+	}
+	if path == "" {
+		return abi.SerializationFailure
+	}
+	value, status := in.effective.appendProperty(in.property[:0], path)
+	in.property = value
+	if status != abi.OK {
+		return status
+	}
+	return in.give(stack, 2, abi.View(value))
+}
+
+// appendProperty looks a property up: first where Envoy's own are, then what the host
+// itself knows.
+func (c *Context) appendProperty(dst []byte, path string) ([]byte, abi.Status) {
+	if p := c.properties(); p != nil {
+		if value, status := p.AppendProperty(dst, path); status != abi.NotFound {
+			return value, status
+		}
+	}
+	name, rest := abi.CutPath(path)
+	if rest != "" || c.root == nil {
+		return dst, abi.NotFound
+	}
+	switch name {
+	case "plugin_name":
+		return append(dst, c.root.plugin.cfg.Name...), abi.OK
+	case "plugin_root_id":
+		return append(dst, c.root.plugin.cfg.RootID...), abi.OK
+	case "plugin_vm_id":
+		return append(dst, c.in.vm.cfg.ID...), abi.OK
+	}
+	return dst, abi.NotFound
+}
+
+func (c *Context) properties() Properties {
+	if p := c.stream(); p != nil {
+		return p
+	}
+	if c.root == nil {
+		return nil
+	}
+	return c.root.plugin.cfg.Properties
+}
+
+// setProperty is proxy_set_property. Outside of a stream there is nothing to set it on.
+//
+// https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1#proxy_set_property
+func setProperty(in *Instance, stack []uint64) abi.Status {
+	path, ok := in.read(stack, 0)
+	value, ok2 := in.read(stack, 2)
+	if !ok || !ok2 {
+		return abi.InvalidMemoryAccess
+	}
+	p := in.effective.stream()
+	if p == nil {
+		return abi.NotFound
+	}
+	return p.SetProperty(string(path), string(value))
+}
