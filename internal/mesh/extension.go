@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -465,7 +466,7 @@ func (m *wasmModule) version() string {
 	fmt.Fprintln(h, m.object.GetUID())
 	enc := json.NewEncoder(h)
 	annotations := m.object.GetAnnotations()
-	for _, k := range sortedKeys(annotations) {
+	for _, k := range slices.Sorted(maps.Keys(annotations)) {
 		if k != corev1.LastAppliedConfigAnnotation {
 			_ = enc.Encode([]string{k, annotations[k]}) // a hash takes every write
 		}
@@ -475,13 +476,4 @@ func (m *wasmModule) version() string {
 	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(m.spec)
 	h.Write(b)
 	return hex.EncodeToString(h.Sum(nil)[:8])
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

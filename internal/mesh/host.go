@@ -20,6 +20,13 @@ func HostMatches(pattern, host string) bool {
 	return strings.HasSuffix(host, suffix) && (hostWild || len(host) > len(suffix))
 }
 
+// ValidHost says whether host is a pattern that Envoy takes: a wildcard only at
+// its beginning, no blanks, no control characters.
+func ValidHost(host string) bool {
+	rest := strings.TrimPrefix(host, "*")
+	return host != "" && !strings.ContainsFunc(rest, func(r rune) bool { return r == '*' || r <= ' ' || r == 0x7f })
+}
+
 // HostIntersection is the hosts that both a and b cover, as a pattern: the more
 // specific of the two. ok is false if there are none.
 func HostIntersection(a, b string) (host string, ok bool) {

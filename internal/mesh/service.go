@@ -263,6 +263,9 @@ func (w *World) newEntries(se *networkingv1.ServiceEntry) ([]*Service, []resourc
 	}
 	var out []*Service
 	for _, host := range se.Spec.Hosts {
+		if host == "*" || !ValidHost(host) {
+			return nil, []resource.Problem{Refuse(se, "spec.hosts", host+" is not the name of a host or domain", "write a.example.com or *.example.com")}
+		}
 		s := &Service{
 			Object:     se,
 			Name:       types.NamespacedName{Namespace: se.Namespace, Name: se.Name},

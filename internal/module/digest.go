@@ -12,6 +12,8 @@ type Digest [32]byte
 const algorithm = "sha256:"
 
 // ParseDigest reads 64 hexadecimal digits, with or without "sha256:" before them.
+// It refuses zeros only, which nothing has for its digest: they would be taken
+// for no digest, and nothing compared.
 func ParseDigest(s string) (Digest, error) {
 	var d Digest
 	digits := strings.TrimPrefix(s, algorithm)
@@ -23,6 +25,9 @@ func ParseDigest(s string) (Digest, error) {
 	}
 	if _, err := hex.Decode(d[:], []byte(digits)); err != nil {
 		return Digest{}, fmt.Errorf("digest %q: %w", s, err)
+	}
+	if d.IsZero() {
+		return d, fmt.Errorf("digest %q: nothing has that digest", s)
 	}
 	return d, nil
 }

@@ -71,6 +71,7 @@ func TestParseRefRefuses(t *testing.T) {
 		{"short sha", "r.io/b:1", "abc", "want 64 hexadecimal digits, got 3"},
 		{"sha512", "r.io/b@sha512:" + hexA + hexA, "", "sha512 is not supported"},
 		{"bad digits", "r.io/b:1", strings.Repeat("z", 64), "invalid byte"},
+		{"zeros", "r.io/b:1", strings.Repeat("0", 64), "nothing has that digest"},
 		{"credentials", "oci://u:s3cret@r.io/b:1", "", "imagePullSecret"},
 		{"credentials with slash", "oci://u:s3/cret@r.io/b:1", "", "imagePullSecret"},
 		{"upper case", "r.io/B:1", "", "not an image reference"},

@@ -25,7 +25,7 @@ import (
 // every golden configuration, with route configurations put into the listeners
 // that ask for them and secrets given statically. Files are those of testdata/certs.
 func TestEnvoyTakesGoldens(t *testing.T) {
-	envoy, err := exec.LookPath(cmp.Or(os.Getenv("ENVOY"), "envoy"))
+	envoy, err := exec.LookPath(cmp.Or(os.Getenv("CHANDLER_ENVOY"), "envoy"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,6 +69,7 @@ func bootstrap(t *testing.T, r *Resources) *bootstrapv3.Bootstrap {
 	static.Clusters = append(static.Clusters, &clusterv3.Cluster{
 		Name:                 "xds",
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+		//lint:ignore SA1019 the short way to say it
 		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
 	})
 	return &bootstrapv3.Bootstrap{

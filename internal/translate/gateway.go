@@ -2,6 +2,7 @@ package translate
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -197,7 +198,7 @@ func (b *builder) newListenerHost(others []*server, s *server) bool {
 func (b *builder) istioServers(g *networkingv1.Gateway) []*server {
 	var out []*server
 	for i, in := range g.Spec.Servers {
-		field := "spec.servers[" + number(uint32(i)) + "]"
+		field := fmt.Sprintf("spec.servers[%d]", i)
 		protocol := mesh.ParseProtocol(in.Port.GetProtocol())
 		if !b.canServe(g, field, in, protocol) {
 			continue
@@ -208,8 +209,16 @@ func (b *builder) istioServers(g *networkingv1.Gateway) []*server {
 			protocol: protocol, redirect: in.Tls.GetHttpsRedirect(),
 			passthrough: protocol.IsTLS() && in.Tls.GetMode() == apinetworking.ServerTLSSettings_PASSTHROUGH,
 		}
-		for _, h := range in.Hosts {
-			s.hosts = append(s.hosts, serverHostOf(h, g.Namespace))
+		for j, h := range in.Hosts {
+			host := serverHostOf(h, g.Namespace)
+			if !mesh.ValidHost(host.host) {
+				b.refuse(g, fmt.Sprintf("%s.hosts[%d]", field, j), h+" is not a host name", "write [NAMESPACE/]HOST")
+				continue
+			}
+			s.hosts = append(s.hosts, host)
+		}
+		if len(s.hosts) == 0 {
+			continue // told above
 		}
 		if protocol.IsHTTP() || protocol == mesh.TCP && in.Tls == nil || s.passthrough || b.terminate(s, in.Tls) {
 			out = append(out, s)

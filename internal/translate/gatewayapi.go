@@ -28,6 +28,10 @@ func (b *builder) kubernetesServers(g *gatewayv1.Gateway) []*server {
 		if l.Hostname != nil && *l.Hostname != "" {
 			s.hosts[0].host = strings.ToLower(string(*l.Hostname))
 		}
+		if !mesh.ValidHost(s.hosts[0].host) {
+			b.refuse(g, s.field+".hostname", s.hosts[0].host+" is not a host name", "")
+			continue
+		}
 		switch l.Protocol {
 		case gatewayv1.HTTPProtocolType:
 			s.protocol = mesh.HTTP

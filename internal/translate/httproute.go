@@ -48,10 +48,25 @@ func (b *builder) addHTTPRoutes(hosts *virtualHosts, servers []*server) {
 		}
 		slices.SortStableFunc(here, before)
 		vh := hosts.at(host, s.port)
-		for _, c := range here {
-			vh.Routes = append(vh.Routes, c.route)
+		vh.Routes = append(vh.Routes, reachable(here)...)
+	}
+}
+
+// reachable are the routes of candidates, each once, up to the first that
+// matches every request.
+func reachable(candidates []candidate) []*routev3.Route {
+	var out []*routev3.Route
+	seen := map[*routev3.Route]bool{} // one may cover a host by several patterns
+	for _, c := range candidates {
+		if seen[c.route] {
+			continue
+		}
+		seen[c.route] = true
+		if out = append(out, c.route); catchesAll(c.route) {
+			break
 		}
 	}
+	return out
 }
 
 // isClosest says whether, of the listeners, s has the most specific host name
@@ -97,7 +112,8 @@ func (s *server) hostsOf(route *gatewayv1.HTTPRoute) []string {
 	}
 	var out []string
 	for _, h := range route.Spec.Hostnames {
-		if both, ok := mesh.HostIntersection(s.hosts[0].host, strings.ToLower(string(h))); ok && !slices.Contains(out, both) {
+		both, ok := mesh.HostIntersection(s.hosts[0].host, strings.ToLower(string(h)))
+		if ok && mesh.ValidHost(both) && !slices.Contains(out, both) {
 			out = append(out, both)
 		}
 	}
@@ -148,7 +164,8 @@ const (
 	pathExact
 )
 
-// pathOf is a path's kind and value; by default the prefix "/".
+// pathOf is a path's kind and value; by default the prefix "/". A slash at the
+// end of a prefix means nothing.
 func pathOf(p *gatewayv1.HTTPPathMatch) (kind int, value string) {
 	if p == nil {
 		return pathPrefix, "/"
@@ -165,7 +182,7 @@ func pathOf(p *gatewayv1.HTTPPathMatch) (kind int, value string) {
 			return pathRegex, value
 		}
 	}
-	return pathPrefix, value
+	return pathPrefix, cmp.Or(strings.TrimRight(value, "/"), "/")
 }
 
 // kubernetesRoutes is the making of an HTTPRoute's routes for one listener.
@@ -198,7 +215,7 @@ func (k *kubernetesRoutes) routes() []candidate {
 func (k *kubernetesRoutes) route(rule gatewayv1.HTTPRouteRule, match gatewayv1.HTTPRouteMatch, index int, field, matchField string) *routev3.Route {
 	out := &routev3.Route{Name: fmt.Sprintf("%s.%s.%d", k.source.Namespace, k.source.Name, index)}
 	var err error
-	if out.Match, err = kubernetesMatch(match); err != nil {
+	if out.Match, err = valid(kubernetesMatch(match)); err != nil {
 		k.refuseValue(k.source, matchField, err)
 		return nil
 	}
@@ -206,8 +223,8 @@ func (k *kubernetesRoutes) route(rule gatewayv1.HTTPRouteRule, match gatewayv1.H
 		k.refuseValue(k.source, field, err)
 		return &routev3.Route{Name: out.Name, Match: out.Match, Action: answer(http.StatusInternalServerError, nil)}
 	}
-	if err := out.ValidateAll(); err != nil {
-		k.refuse(k.source, field, "Envoy would refuse it: "+err.Error(), "")
+	if out, err = valid(out, nil); err != nil {
+		k.refuseValue(k.source, field, err)
 		return nil
 	}
 	return out
@@ -281,15 +298,15 @@ func (k *kubernetesRoutes) act(out *routev3.Route, rule gatewayv1.HTTPRouteRule,
 
 func (k *kubernetesRoutes) setFilters(out *routev3.Route, action *routev3.RouteAction, filters []gatewayv1.HTTPRouteFilter, match gatewayv1.HTTPRouteMatch) (err error) {
 	for _, f := range filters {
-		switch f.Type {
-		case gatewayv1.HTTPRouteFilterRequestHeaderModifier:
+		switch {
+		case f.Type == gatewayv1.HTTPRouteFilterRequestHeaderModifier && f.RequestHeaderModifier != nil:
 			out.RequestHeadersToAdd, out.RequestHeadersToRemove, err = modifyHeaders(f.RequestHeaderModifier)
-		case gatewayv1.HTTPRouteFilterResponseHeaderModifier:
+		case f.Type == gatewayv1.HTTPRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil:
 			out.ResponseHeadersToAdd, out.ResponseHeadersToRemove, err = modifyHeaders(f.ResponseHeaderModifier)
-		case gatewayv1.HTTPRouteFilterRequestRedirect:
+		case f.Type == gatewayv1.HTTPRouteFilterRequestRedirect && f.RequestRedirect != nil:
 			err = k.redirect(out, f.RequestRedirect, match)
-		case gatewayv1.HTTPRouteFilterURLRewrite:
-			rewriteURL(action, f.URLRewrite, match)
+		case f.Type == gatewayv1.HTTPRouteFilterURLRewrite && f.URLRewrite != nil:
+			err = rewriteURL(action, f.URLRewrite, match)
 		default:
 			err = &invalidValue{fmt.Sprintf("filter %s is not supported", f.Type), "remove it; a VirtualService can do mirrors and CORS"}
 		}
@@ -352,24 +369,43 @@ func (k *kubernetesRoutes) redirect(out *routev3.Route, in *gatewayv1.HTTPReques
 	if isDefaultPort(scheme, action.PortRedirect) {
 		action.PortRedirect = 0
 	}
-	if in.Path != nil {
-		redirectPath(action, in.Path, match)
-	}
 	out.Action = &routev3.Route_Redirect{Redirect: action}
+	return redirectPath(action, in.Path, match)
+}
+
+func redirectPath(action *routev3.RedirectAction, in *gatewayv1.HTTPPathModifier, match gatewayv1.HTTPRouteMatch) error {
+	if in == nil {
+		return nil
+	}
+	switch pathModifier(in) {
+	case gatewayv1.FullPathHTTPPathModifier:
+		action.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: *in.ReplaceFullPath}
+	case gatewayv1.PrefixMatchHTTPPathModifier:
+		prefix, regex := replacePrefix(in, match)
+		if regex != nil {
+			action.PathRewriteSpecifier = &routev3.RedirectAction_RegexRewrite{RegexRewrite: regex}
+			return nil
+		}
+		action.PathRewriteSpecifier = &routev3.RedirectAction_PrefixRewrite{PrefixRewrite: prefix}
+	default:
+		return unknownModifier(in)
+	}
 	return nil
 }
 
-func redirectPath(action *routev3.RedirectAction, in *gatewayv1.HTTPPathModifier, match gatewayv1.HTTPRouteMatch) {
-	if in.Type == gatewayv1.FullPathHTTPPathModifier {
-		action.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: *in.ReplaceFullPath}
-		return
+// pathModifier is the type of in, if it has what that type needs. A newer CRD
+// may let through what we do not know.
+func pathModifier(in *gatewayv1.HTTPPathModifier) gatewayv1.HTTPPathModifierType {
+	switch {
+	case in.Type == gatewayv1.FullPathHTTPPathModifier && in.ReplaceFullPath != nil,
+		in.Type == gatewayv1.PrefixMatchHTTPPathModifier && in.ReplacePrefixMatch != nil:
+		return in.Type
 	}
-	prefix, regex := replacePrefix(in, match)
-	if regex != nil {
-		action.PathRewriteSpecifier = &routev3.RedirectAction_RegexRewrite{RegexRewrite: regex}
-		return
-	}
-	action.PathRewriteSpecifier = &routev3.RedirectAction_PrefixRewrite{PrefixRewrite: prefix}
+	return ""
+}
+
+func unknownModifier(in *gatewayv1.HTTPPathModifier) error {
+	return &invalidValue{"path: " + string(in.Type) + " is not known, or lacks its value", "use ReplaceFullPath or ReplacePrefixMatch"}
 }
 
 // replacePrefix is how the matched prefix is replaced: by a plain prefix, or by
@@ -389,19 +425,24 @@ func replacePrefix(in *gatewayv1.HTTPPathModifier, match gatewayv1.HTTPRouteMatc
 	return to, nil
 }
 
-func rewriteURL(action *routev3.RouteAction, in *gatewayv1.HTTPURLRewriteFilter, match gatewayv1.HTTPRouteMatch) {
+func rewriteURL(action *routev3.RouteAction, in *gatewayv1.HTTPURLRewriteFilter, match gatewayv1.HTTPRouteMatch) error {
 	if in.Hostname != nil {
 		action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: string(*in.Hostname)}
 	}
-	switch {
-	case in.Path == nil:
-	case in.Path.Type == gatewayv1.FullPathHTTPPathModifier:
+	if in.Path == nil {
+		return nil
+	}
+	switch pathModifier(in.Path) {
+	case gatewayv1.FullPathHTTPPathModifier:
 		action.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{
 			Pattern: &matcherv3.RegexMatcher{Regex: "/.*"}, Substitution: literal(*in.Path.ReplaceFullPath),
 		}
-	default:
+	case gatewayv1.PrefixMatchHTTPPathModifier:
 		action.PrefixRewrite, action.RegexRewrite = replacePrefix(in.Path, match)
+	default:
+		return unknownModifier(in.Path)
 	}
+	return nil
 }
 
 // setLimits sets timeouts and retries. There is no timeout unless one is written.

@@ -11,7 +11,9 @@ import (
 	httpinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/chandler-proxy/chandler/internal/mesh"
@@ -79,7 +81,7 @@ func (b *builder) buildInbound() {
 			FilterChains:     b.inboundChains(p, false),
 		}
 		if p.protocol == mesh.Undeclared {
-			sniff(l)
+			sniff(l, nil)
 		}
 		b.addListener(l)
 		b.addInboundCluster(p, loopback(ip).String())
@@ -95,11 +97,33 @@ func loopback(ip netip.Addr) netip.Addr {
 	return netip.IPv6Loopback()
 }
 
-// sniff has the listener look whether a connection speaks HTTP. A connection in
-// which the server speaks first is told by its silence.
-func sniff(l *listenerv3.Listener) {
-	l.ListenerFilters = append(l.ListenerFilters, listenerFilter(httpInspector, &httpinspectorv3.HttpInspector{}))
-	l.ContinueOnListenerFiltersTimeout = true
+// sniff has the listener look whether a connection speaks HTTP, but for
+// connections to declared ports. It waits for the first bytes without limit:
+// who sends them late must not get round the extensions for requests. A protocol
+// in which the server speaks first has to be declared, therefore, as in Istio.
+func sniff(l *listenerv3.Listener, declared []uint32) {
+	inspector := listenerFilter(httpInspector, &httpinspectorv3.HttpInspector{})
+	var ports []*listenerv3.ListenerFilterChainMatchPredicate
+	for _, port := range declared {
+		ports = append(ports, &listenerv3.ListenerFilterChainMatchPredicate{
+			Rule: &listenerv3.ListenerFilterChainMatchPredicate_DestinationPortRange{
+				DestinationPortRange: &typev3.Int32Range{Start: int32(port), End: int32(port) + 1},
+			},
+		})
+	}
+	switch len(ports) {
+	case 0:
+	case 1:
+		inspector.FilterDisabled = ports[0]
+	default:
+		inspector.FilterDisabled = &listenerv3.ListenerFilterChainMatchPredicate{
+			Rule: &listenerv3.ListenerFilterChainMatchPredicate_OrMatch{
+				OrMatch: &listenerv3.ListenerFilterChainMatchPredicate_MatchSet{Rules: ports},
+			},
+		}
+	}
+	l.ListenerFilters = append(l.ListenerFilters, inspector)
+	l.ListenerFiltersTimeout = durationpb.New(0)
 }
 
 // plaintext is how the HTTP inspector calls HTTP.
@@ -120,7 +144,11 @@ func (b *builder) buildVirtualInbound() {
 			Filters:          []*listenerv3.Filter{networkFilter(tcpProxyFilter, tcpProxy(blackHole, blackHole))},
 		}},
 	}
+	var declared []uint32
 	for _, p := range b.ports {
+		if p.protocol != mesh.Undeclared {
+			declared = append(declared, p.number)
+		}
 		l.FilterChains = append(l.FilterChains, b.inboundChains(p, true)...)
 		b.addInboundCluster(p, "")
 	}
@@ -134,7 +162,7 @@ func (b *builder) buildVirtualInbound() {
 		},
 		&listenerv3.FilterChain{Name: "virtualInbound", Filters: b.tcpFilters(c, tcpProxy(inboundPass, inboundPass))},
 	)
-	sniff(l)
+	sniff(l, declared)
 	b.out.Clusters = append(b.out.Clusters, fromProxy(originalDestination(inboundPass)))
 	b.addListener(l)
 }

@@ -31,11 +31,15 @@ func (b *builder) refuseValue(o resource.Object, field string, err error) {
 	b.refuse(o, field, err.Error(), mend)
 }
 
-// validDomain says whether Envoy takes s for a virtual host's domain: a wildcard
-// only at its beginning, no blanks.
-func validDomain(s string) bool {
-	rest := strings.TrimPrefix(s, "*")
-	return s != "" && !strings.ContainsAny(rest, "* \t\r\n\x00")
+// valid passes m on, with the first error of what Envoy's own rules say of it.
+// What Envoy refuses it refuses with all that comes in the same message.
+func valid[M interface{ Validate() error }](m M, err error) (M, error) {
+	if err == nil {
+		if v := m.Validate(); v != nil {
+			err = &invalidValue{"Envoy would refuse it: " + v.Error(), ""}
+		}
+	}
+	return m, err
 }
 
 // regex is a pattern that must match a whole value. Envoy's RE2 and Go's

@@ -2,6 +2,8 @@ package translate
 
 import (
 	"cmp"
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,6 +11,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	apinetworking "istio.io/api/networking/v1alpha3"
@@ -18,31 +21,37 @@ import (
 )
 
 // buildOutbound makes the listeners for requests of the workload. HTTP services
-// of a port share a listener and tell requests apart by host; a service of
-// another protocol has a listener at its own address. A port of no declared
+// of a port share a listener and tell requests apart by host, as do TLS services
+// without an address, by server name; another service has a listener at its own
+// address, or, without one, at the port of all. A port of no declared
 // protocol is taken for TCP. Traffic to what is not known passes if it is
 // redirected: the proxy then knows where it was going.
 func (b *builder) buildOutbound() {
 	b.forMesh = b.meshRoutes()
-	requests := map[uint32][]*mesh.Service{}
+	requests, byName, connections := map[uint32][]*mesh.Service{}, map[uint32][]*mesh.Service{}, map[uint32][]*mesh.Service{}
 	for _, s := range b.view.Services() {
 		for _, p := range s.Ports {
 			switch {
 			case p.Protocol == mesh.UDP:
 			case p.Protocol.IsHTTP():
 				requests[p.Number] = append(requests[p.Number], s)
+			case p.Protocol.IsTLS() && (!b.proxy.Redirected || !s.Headless && len(plainAddresses(s.Addresses)) == 0):
+				byName[p.Number] = append(byName[p.Number], s)
 			default:
-				b.addConnectionListeners(s, p.Number)
+				connections[p.Number] = append(connections[p.Number], s)
 			}
 		}
 	}
-	ports := make([]uint32, 0, len(requests))
-	for port := range requests {
-		ports = append(ports, port)
-	}
-	slices.Sort(ports)
-	for _, port := range ports {
+	for _, port := range slices.Sorted(maps.Keys(requests)) {
 		b.addRequestListener(port, requests[port])
+	}
+	for _, port := range slices.Sorted(maps.Keys(byName)) {
+		b.addServerNameListener(port, byName[port])
+	}
+	for _, port := range slices.Sorted(maps.Keys(connections)) {
+		for _, s := range connections[port] {
+			b.addConnectionListeners(s, port)
+		}
 	}
 	if b.proxy.Redirected {
 		b.addVirtualOutbound()
@@ -114,6 +123,31 @@ func (b *builder) addRequestListener(port uint32, services []*mesh.Service) {
 	l.FilterChains = []*listenerv3.FilterChain{{Filters: b.httpFilters(c)}}
 	b.addListener(l)
 	b.addSidecarRoutes(port, services)
+}
+
+// addServerNameListener makes the listener of the TLS services of a port that
+// have no address. Connections to other server names pass.
+func (b *builder) addServerNameListener(port uint32, services []*mesh.Service) {
+	l := b.outboundListenerAt(services[0], b.wildcard(), port)
+	if l == nil {
+		return
+	}
+	c := chain{mode: mesh.Client, port: port, statPrefix: "outbound_" + l.Name}
+	for _, s := range services {
+		l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{
+			FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: []string{s.Host}},
+			Filters:          b.tcpFilters(c, b.connectionTo(s, port)),
+		})
+	}
+	if b.proxy.Redirected {
+		l.DefaultFilterChain = &listenerv3.FilterChain{
+			Name:    "PassthroughFilterChain",
+			Filters: []*listenerv3.Filter{networkFilter(tcpProxyFilter, tcpProxy(passthrough, passthrough))},
+		}
+	}
+	l.ListenerFilters = []*listenerv3.ListenerFilter{listenerFilter(tlsInspector, &tlsinspectorv3.TlsInspector{})}
+	l.ContinueOnListenerFiltersTimeout = true
+	b.addListener(l)
 }
 
 // addConnectionListeners makes the listeners of a port of s that is not HTTP: at
@@ -259,8 +293,8 @@ func (b *builder) addVirtualHosts(hosts *virtualHosts, port uint32) {
 			if hosts.claimed[h] || h == "*" || len(vs.Spec.Http) == 0 {
 				continue
 			}
-			if !validDomain(h) {
-				b.refuse(vs, "spec.hosts["+number(uint32(i))+"]", h+" is not a host name", "")
+			if !mesh.ValidHost(h) {
+				b.refuse(vs, fmt.Sprintf("spec.hosts[%d]", i), h+" is not a host name", "")
 				continue
 			}
 			if routes := b.virtualServiceRoutes(h, port); len(routes) > 0 {

@@ -3,11 +3,12 @@ package translate
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
@@ -246,7 +247,10 @@ func TestClass(t *testing.T) {
 		{"redirection", redirected, "REDIRECT", "NONE", false},
 		{"sidecar's address", direct, "10.0.0.1", "10.0.0.2", false},
 		{"unlabelled sidecar's address", strings.Replace(redirected, "a: b", "", 1), "10.0.0.1", "10.0.0.2", false},
-		{"metadata", gateway, "LABELS", "X: y, LABELS", false},
+		{"metadata", gateway, "LABELS", "X: z, LABELS", false},
+		{"workload", gateway, "LABELS", "WORKLOAD_NAME: gw, LABELS", false},
+		{"cluster", gateway, "LABELS", "CLUSTER_ID: one, LABELS", false},
+		{"version", gateway, "LABELS", "ISTIO_VERSION: 1.31.0, LABELS", false},
 		{"instance's own name in metadata", gateway, "LABELS", "NAME: gw-0, LABELS", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -258,33 +262,66 @@ func TestClass(t *testing.T) {
 	}
 }
 
-// FuzzBuild has whatever a file can hold built, for a gateway and for sidecars,
-// into what Envoy's own rules allow.
+// FuzzBuild puts any string into any place of the golden inputs. Envoy's own
+// rules must allow what is built of it.
 func FuzzBuild(f *testing.F) {
+	type golden struct {
+		objects []resource.Object
+		proxy   mesh.Proxy
+	}
+	var all []golden
 	for _, name := range goldens(f) {
-		data, err := os.ReadFile("testdata/" + name + ".in.yaml")
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(data)
+		objects, p := readInput(f, name)
+		all = append(all, golden{objects, p})
 	}
-	var proxies []mesh.Proxy
-	for _, name := range []string{"bookinfo", "routes", "httproute", "httpbin-direct", "httpbin-redirected", "outbound"} {
-		_, p := readInput(f, name)
-		proxies = append(proxies, p)
+	for _, s := range []string{"", "*", "%", "a b", "\x00", "\n", "/", "(", "*.*", "\\9", "ns/*", "999999h", "-1s"} {
+		f.Add(uint(0), uint(0), uint(0), s)
 	}
-	d := resource.NewDecoder()
-	f.Fuzz(func(t *testing.T, data []byte) {
-		objects, _ := d.Decode("in.yaml", data)
-		if len(objects) == 0 {
+	f.Fuzz(func(t *testing.T, which, object, place uint, value string) {
+		g := all[which%uint(len(all))]
+		objects := slices.Clone(g.objects)
+		i := object % uint(len(objects))
+		objects[i] = objects[i].DeepCopyObject().(resource.Object)
+		places := stringsOf(reflect.ValueOf(objects[i]).Elem())
+		if len(places) == 0 || !utf8.ValidString(value) {
 			return
 		}
+		places[place%uint(len(places))].SetString(value)
 		w, _ := mesh.New(objects, mesh.Options{})
-		for _, p := range proxies {
-			r, _ := Build(w, p)
-			validate(t, r)
-		}
+		r, problems := Build(w, g.proxy)
+		validate(t, r)
+		encode(t, r, problems)
 	})
+}
+
+// stringsOf finds the strings in v that can be set, but for those in maps, in
+// metadata and in status.
+func stringsOf(v reflect.Value) []reflect.Value {
+	switch v.Kind() {
+	case reflect.String:
+		if v.CanSet() {
+			return []reflect.Value{v}
+		}
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			return stringsOf(v.Elem())
+		}
+	case reflect.Slice:
+		var out []reflect.Value
+		for i := range v.Len() {
+			out = append(out, stringsOf(v.Index(i))...)
+		}
+		return out
+	case reflect.Struct:
+		var out []reflect.Value
+		for i := range v.NumField() {
+			if f := v.Type().Field(i); f.IsExported() && f.Name != "TypeMeta" && f.Name != "ObjectMeta" && f.Name != "Status" {
+				out = append(out, stringsOf(v.Field(i))...)
+			}
+		}
+		return out
+	}
+	return nil
 }
 
 // big is n extensions, and services of which each has ten Pods.

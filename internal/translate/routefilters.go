@@ -39,8 +39,9 @@ func (r *virtualRoutes) setMirrors(action *routev3.RouteAction, in *apinetworkin
 	mirrors := in.Mirrors
 	if in.Mirror != nil {
 		share := in.MirrorPercentage
-		if share == nil && in.MirrorPercent != nil { //nolint:staticcheck // deprecated, yet in use
-			share = &apinetworking.Percent{Value: float64(in.MirrorPercent.Value)}
+		//lint:ignore SA1019 users still write it
+		if whole := in.MirrorPercent; share == nil && whole != nil {
+			share = &apinetworking.Percent{Value: float64(whole.Value)}
 		}
 		mirrors = append([]*apinetworking.HTTPMirrorPolicy{{Destination: in.Mirror, Percentage: share}}, mirrors...)
 	}
@@ -88,8 +89,9 @@ func fault(in *apinetworking.HTTPFaultInjection) (*anypb.Any, error) {
 			return nil, &invalidValue{"fault.delay.exponentialDelay is not supported; there is no fault", "use fixedDelay"}
 		}
 		share := percent(d.Percentage)
-		if d.Percentage == nil && d.Percent > 0 { //nolint:staticcheck // deprecated, yet in use
-			share = percent(&apinetworking.Percent{Value: float64(d.Percent)}) //nolint:staticcheck // same
+		//lint:ignore SA1019 users still write it
+		if whole := d.Percent; d.Percentage == nil && whole > 0 {
+			share = percent(&apinetworking.Percent{Value: float64(whole)})
 		}
 		out.Delay = &commonfaultv3.FaultDelay{
 			FaultDelaySecifier: &commonfaultv3.FaultDelay_FixedDelay{FixedDelay: fixed.FixedDelay}, Percentage: share,
@@ -131,7 +133,8 @@ func cors(in *apinetworking.CorsPolicy) (*anypb.Any, error) {
 	if in.MaxAge != nil {
 		out.MaxAge = fmt.Sprint(in.MaxAge.Seconds)
 	}
-	for _, origin := range in.AllowOrigin { //nolint:staticcheck // deprecated, yet in use
+	//lint:ignore SA1019 users still write it
+	for _, origin := range in.AllowOrigin {
 		out.AllowOriginStringMatch = append(out.AllowOriginStringMatch, exact(origin))
 	}
 	for i, origin := range in.AllowOrigins {

@@ -185,6 +185,7 @@ func (t *traffic) applyLoadBalancer(lb *apinetworking.LoadBalancerSettings, fiel
 	if lb == nil {
 		return
 	}
+	//lint:ignore SA1019 it is refused
 	if lb.LocalityLbSetting != nil || lb.ZoneAwareLbSetting != nil || lb.WarmupDurationSecs != nil || lb.Warmup != nil {
 		t.refuse(field, "locality and warm-up settings are not supported", "remove them")
 	}
@@ -236,6 +237,7 @@ func (t *traffic) applyOutliers(o *apinetworking.OutlierDetection, field string)
 	if o == nil {
 		return
 	}
+	//lint:ignore SA1019 it is refused
 	if o.MinHealthPercent != 0 || o.SplitExternalLocalOriginErrors || len(o.OutlierDetectionHttpErrorCodes) > 0 || o.ConsecutiveErrors != 0 {
 		t.refuse(field, "minHealthPercent, splitExternalLocalOriginErrors and consecutiveErrors are not supported",
 			"use consecutive5xxErrors and consecutiveGatewayErrors")

@@ -20,6 +20,7 @@ package translate
 
 import (
 	"encoding/json"
+	"maps"
 	"slices"
 
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -45,13 +46,15 @@ func Class(p mesh.Proxy) string {
 	key := struct {
 		Role       mesh.Role
 		Namespace  string
+		Cluster    string
+		Workload   string
 		Labels     map[string]string
 		Version    string
 		Metadata   map[string]string
 		Redirected bool
 		IPv6       bool
 		IPs        []string
-	}{p.Role, p.Namespace, nonEmpty(p.Labels), p.Version, nonEmpty(p.Metadata), p.Redirected, p.IPv6Only(), nil}
+	}{p.Role, p.Namespace, p.Cluster, p.Workload, nonEmpty(p.Labels), p.Version, nonEmpty(p.Metadata), p.Redirected, p.IPv6Only(), nil}
 	if p.ByAddress() {
 		for _, ip := range p.IPs {
 			key.IPs = append(key.IPs, ip.String())
@@ -159,11 +162,4 @@ func (b *builder) addSecrets() {
 	}
 }
 
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -71,10 +72,10 @@ func (b *builder) addGatewayRoutes(name string, servers []*server) {
 			b.addVirtualServices(hosts, s)
 		}
 	}
-	b.addHTTPRoutes(hosts, servers)
 	for _, vh := range hosts.byHost {
 		vh.Routes = catchAllLast(vh.Routes)
 	}
+	b.addHTTPRoutes(hosts, servers)
 	if len(hosts.byHost) == 0 { // answers 404
 		vh := hosts.at("*", servers[0].port)
 		vh.Name = hostPort("blackhole", servers[0].port)
@@ -83,7 +84,7 @@ func (b *builder) addGatewayRoutes(name string, servers []*server) {
 }
 
 // catchAllLast moves routes that match every request behind the others, so that
-// routes of several resources for one host do not hide each other.
+// several VirtualServices for one host do not hide each other.
 func catchAllLast(routes []*routev3.Route) []*routev3.Route {
 	routes = slices.Clone(routes)
 	slices.SortStableFunc(routes, func(a, b *routev3.Route) int {
@@ -117,8 +118,8 @@ func (b *builder) addVirtualServices(hosts *virtualHosts, s *server) {
 				if len(routes) == 0 {
 					continue
 				}
-				if !validDomain(both) {
-					b.refuse(vs, "spec.hosts["+number(uint32(i))+"]", both+" is not a host name", "")
+				if !mesh.ValidHost(both) {
+					b.refuse(vs, fmt.Sprintf("spec.hosts[%d]", i), both+" is not a host name", "")
 					continue
 				}
 				vh := hosts.at(both, s.port)

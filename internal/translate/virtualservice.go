@@ -82,7 +82,7 @@ func (r *virtualRoutes) route(in *apinetworking.HTTPRoute, match *apinetworking.
 	}
 	out.StatPrefix = match.GetStatPrefix()
 	var err error
-	if out.Match, err = requestMatch(match); err != nil {
+	if out.Match, err = valid(requestMatch(match)); err != nil {
 		r.refuse(matchField, err)
 		return nil
 	}
@@ -91,8 +91,8 @@ func (r *virtualRoutes) route(in *apinetworking.HTTPRoute, match *apinetworking.
 		return &routev3.Route{Name: out.Name, Match: out.Match, Action: answer(500, nil)}
 	}
 	r.setFilters(out, in, field)
-	if err := out.ValidateAll(); err != nil {
-		r.refuse(field, &invalidValue{"Envoy would refuse it: " + err.Error(), ""})
+	if out, err = valid(out, nil); err != nil {
+		r.refuse(field, err)
 		return nil
 	}
 	return out
