@@ -1,5 +1,7 @@
 // Command chandler supplies Envoy proxies with WebAssembly extensions.
-// See chandler --help, and the README.
+//
+// It only gives package cli the process's arguments, environment and signals, and
+// exits with its code. Start at chandler --help, USAGE.md or the README.
 package main
 
 import (

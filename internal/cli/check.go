@@ -54,7 +54,7 @@ pod would run, in order. It fails if anything is wrong with them.`,
 				return err
 			}
 			if fetch {
-				cfg, err := agent.ConfigFromEnv(c.env.Lookup, agent.Config{ModuleDir: modules})
+				cfg, err := agent.ConfigFromEnv(c.env.Lookup, agent.Config{ModuleDir: cmp.Or(modules, userDir("modules"))})
 				if err != nil {
 					return err
 				}
@@ -67,7 +67,7 @@ pod would run, in order. It fails if anything is wrong with them.`,
 	}
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&files, "filename", "f", nil, "file or folder of resources, a `PATH`; may be repeated")
-	flags.StringVar(&modules, "modules", userDir("modules"), "`DIR` to keep modules in")
+	flags.StringVar(&modules, "modules", "", "`DIR` to keep modules in (default: in your cache folder)")
 	flags.BoolVar(&fetch, "fetch", true, "fetch modules")
 	addMesh(flags, &opts)
 	return cmd

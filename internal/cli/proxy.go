@@ -27,7 +27,7 @@ type proxyFlags struct {
 	admin, status          string
 }
 
-func (f *proxyFlags) add(flags *pflag.FlagSet, data string) {
+func (f *proxyFlags) add(flags *pflag.FlagSet, data, dataUsage string) {
 	flags.StringVar(&f.kind, "proxy", "envoy", "`KIND` of the proxy: envoy")
 	flags.StringVar(&f.envoy, "envoy", "", "`PATH` of the Envoy binary (default: envoy on $PATH, then what scripts/envoy.sh fetched)")
 	flags.StringVar(&f.id, "id", "", "`ID` of the proxy: TYPE~IP~NAME.NAMESPACE~DOMAIN, where TYPE is router or sidecar (default: a router)")
@@ -35,7 +35,7 @@ func (f *proxyFlags) add(flags *pflag.FlagSet, data string) {
 	flags.StringToStringVar(&f.labels, "labels", nil, "labels of the proxy's workload, as `KEY=VALUE,...`")
 	flags.BoolVar(&f.redirected, "redirected", false, "traffic is redirected to the proxy: it listens on 15001 and 15006 only")
 	flags.BoolVar(&f.wholeWorld, "state-of-the-world", false, "use the state-of-the-world variant of xDS, not the incremental one")
-	flags.StringVar(&f.data, "data", data, "`DIR` for modules, bootstrap and socket")
+	flags.StringVar(&f.data, "data", data, "`DIR` for modules, bootstrap and socket"+dataUsage)
 	flags.StringVar(&f.modules, "modules", "", "`DIR` for modules that agents on this machine share (default: in --data)")
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:15000", "`ADDRESS` of the proxy's admin interface")
 	flags.StringVar(&f.status, "status", "127.0.0.1:15020", "`ADDRESS` for metrics and health of agent and proxy")

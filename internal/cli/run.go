@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -33,6 +34,7 @@ runs: a change takes effect at once. Without -f it runs examples/bookinfo.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
+			proxy.data = cmp.Or(proxy.data, userDir("run"))
 			if cfg.Agent, err = proxy.config(c); err != nil {
 				return err
 			}
@@ -60,7 +62,7 @@ runs: a change takes effect at once. Without -f it runs examples/bookinfo.`,
 	flags.StringVar(&cfg.Control.XDS, "xds", "127.0.0.1:15010", "`ADDRESS` of the control plane")
 	flags.StringVar(&cfg.Control.Monitoring, "monitoring", "127.0.0.1:15014", "`ADDRESS` of the control plane's metrics, health and debug pages")
 	addMesh(flags, &cfg.Control.Mesh)
-	proxy.add(flags, userDir("run"))
+	proxy.add(flags, "", " (default: in your cache folder)")
 	return cmd
 }
 

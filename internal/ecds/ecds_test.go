@@ -228,7 +228,9 @@ func TestVerdict(t *testing.T) {
 		{wasmv3.FailurePolicy_FAIL_CLOSED, false, ecds.Serving, ecds.Allow},
 	} {
 		c := remote(nil)
-		c.FailurePolicy, c.FailOpen = tt.policy, tt.failOpen //nolint:staticcheck // deprecated, and still sent
+		c.FailurePolicy = tt.policy
+		//lint:ignore SA1019 deprecated, and what control planes still send
+		c.FailOpen = tt.failOpen
 		if got := decode(t, ext(t, httpFilter(c))).Verdict(tt.s); got != tt.want {
 			t.Errorf("Verdict(%v, fail_open %v, situation %v) = %s, want %s", tt.policy, tt.failOpen, tt.s, got, tt.want)
 		}

@@ -53,6 +53,7 @@ func (e *Extension) Verdict(s Situation) Verdict {
 	case wasmv3.FailurePolicy_FAIL_OPEN:
 		return Allow
 	case wasmv3.FailurePolicy_UNSPECIFIED:
+		//lint:ignore SA1019 deprecated, and what control planes still send
 		if c.GetFailOpen() {
 			return Allow
 		}

@@ -41,6 +41,10 @@ const (
 	inboundListener  = 15006
 )
 
+// internalServerError is what a route answers that cannot be honoured. This
+// package does not know net/http.
+const internalServerError = 500
+
 // anyOf packs m deterministically. Marshalling fails for invalid UTF-8 only, and
 // what users write is checked for that where it is read.
 func anyOf(m proto.Message) *anypb.Any {

@@ -3,7 +3,6 @@ package translate
 import (
 	"cmp"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -221,7 +220,7 @@ func (k *kubernetesRoutes) route(rule gatewayv1.HTTPRouteRule, match gatewayv1.H
 	}
 	if err := k.act(out, rule, match, field); err != nil {
 		k.refuseValue(k.source, field, err)
-		return &routev3.Route{Name: out.Name, Match: out.Match, Action: answer(http.StatusInternalServerError, nil)}
+		return &routev3.Route{Name: out.Name, Match: out.Match, Action: answer(internalServerError, nil)}
 	}
 	if out, err = valid(out, nil); err != nil {
 		k.refuseValue(k.source, field, err)

@@ -1,5 +1,6 @@
 // Package fetchtest is the contract of fetch.Fetcher, for every implementation
-// to pass. Start at [Run].
+// to pass: which bytes arrive, which errors tell what went wrong, and that a
+// large module does not cost memory. Start at [Run].
 package fetchtest
 
 import (
