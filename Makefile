@@ -58,7 +58,7 @@ e2e: build envoy ## end-to-end tests: real Envoy, real registries, the READMEs' 
 
 bench: build envoy ## benchmarks
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
-		$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
+		$(GO) test -tags e2e -p 1 -run '^$$' -bench . -timeout 30m ./bench/... | awk -f bench/table.awk
 
 lint: ## gofmt, go vet, staticcheck and the layers of the packages
 	@out=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \

@@ -134,6 +134,9 @@ func (p *testPlane) build(proxy mesh.Proxy) (*translate.Resources, []resource.Pr
 		EnvironmentVariables: &wasmv3.EnvironmentVariables{KeyValues: map[string]string{
 			"ISTIO_META_WASM_IMAGE_PULL_SECRET": "hush", "OTHER": "shown",
 		}},
+		Code: &corev3.AsyncDataSource{Specifier: &corev3.AsyncDataSource_Remote{Remote: &corev3.RemoteDataSource{
+			HttpUri: &corev3.HttpUri{Uri: "https://user:hush@modules.example/plugin.wasm?signature=hush"},
+		}}},
 	}}}})
 	if err != nil {
 		p.t.Fatal(err)
@@ -334,7 +337,7 @@ func TestPages(t *testing.T) {
 		{"/debug/extensionz", []string{`"name": "ext"`, `"wanted": 1`, `"version": "` + version, `"reason": "no such image"`}},
 		{"/debug/problems", []string{"[]"}},
 		{"/debug/worldz", []string{`"Service": 2`, `"proxies": 1`, `"type.googleapis.com/envoy.config.cluster.v3.Cluster": 2`, `"generation": 1`}},
-		{"/debug/config_dump?proxyID=" + nodeID("gw"), []string{`"OTHER": "shown"`, `"inline_string": "shown"`, `"@type": "type.googleapis.com/no.such.Type"`, redacted}},
+		{"/debug/config_dump?proxyID=" + nodeID("gw"), []string{`"OTHER": "shown"`, `@modules.example/plugin.wasm?` + redacted, `"inline_string": "shown"`, `"@type": "type.googleapis.com/no.such.Type"`, redacted}},
 		{"/debug/pprof/cmdline", nil},
 	} {
 		code, body := p.get(tt.path)

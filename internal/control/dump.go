@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/cncf/xds/go/udpa/annotations"
@@ -183,14 +184,19 @@ func hide(fd protoreflect.FieldDescriptor) (protoreflect.Value, bool) {
 }
 
 // redactKeys replaces the secrets that no type marks: the pull secret among a
-// VM's environment variables, and what a TypedStruct holds of marked fields.
+// VM's environment variables, the credentials in URLs of modules, and what a
+// TypedStruct holds of marked fields.
 func redactKeys(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		for key, value := range v {
-			if secretKey(key) {
+			address, isString := value.(string)
+			switch {
+			case secretKey(key):
 				v[key] = redacted
-			} else {
+			case key == "uri" && isString:
+				v[key] = withoutCredentials(address)
+			default:
 				v[key] = redactKeys(value)
 			}
 		}
@@ -200,6 +206,22 @@ func redactKeys(v any) any {
 		}
 	}
 	return v
+}
+
+// withoutCredentials is a URL without its user, and without its query, in which
+// signed URLs carry their credentials.
+func withoutCredentials(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return redacted
+	}
+	if u.User != nil {
+		u.User = url.User(redacted)
+	}
+	if u.RawQuery != "" {
+		u.RawQuery = redacted
+	}
+	return u.String()
 }
 
 func secretKey(key string) bool {

@@ -13,7 +13,7 @@ import (
 type Retry struct {
 	Fetcher Fetcher
 	Tries   int           // at most; default 5, Istio's WASM_HTTP_REQUEST_MAX_RETRIES
-	Try     time.Duration // bounds a try that Want.Timeout does not; default 15s, WASM_HTTP_REQUEST_TIMEOUT
+	Try     time.Duration // bounds a try, as Want.Timeout does; default 15s, WASM_HTTP_REQUEST_TIMEOUT
 	Backoff time.Duration // after the first try, then doubled; default 500ms
 	Longest time.Duration // wait between tries, also if the server asks for more; default 30s
 }
@@ -29,26 +29,44 @@ func (f Retry) withDefaults() Retry {
 // Fetch calls the other's Fetch until it succeeds, fails for good, or was
 // called Tries times.
 func (f Retry) Fetch(ctx context.Context, r Request) (Result, error) {
+	var res Result
+	limit := f.withDefaults().Try
+	if r.Timeout > 0 {
+		limit = min(limit, r.Timeout)
+	}
+	err := f.Do(ctx, limit, func(ctx context.Context) (err error) {
+		res, err = f.Fetcher.Fetch(ctx, r)
+		return err
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	return res, nil
+}
+
+// Do is Fetch for anything that fails as a Fetcher does. A try may take as long
+// as timeout says, or Try if it is 0.
+func (f Retry) Do(ctx context.Context, timeout time.Duration, try func(context.Context) error) error {
 	f = f.withDefaults()
 	for n := 1; ; n++ {
-		res, err := f.try(ctx, r)
+		err := within(ctx, cmp.Or(timeout, f.Try), try)
 		if err == nil {
-			return res, nil
+			return nil
 		}
 		if ctx.Err() != nil {
-			return Result{}, stopped(ctx, err)
+			return stopped(ctx, err)
 		}
 		e, ok := errors.AsType[*Error](err)
 		if !ok || !e.Retry {
-			return Result{}, err
+			return err
 		}
 		if n == f.Tries {
-			return Result{}, &Error{Kind: e.Kind, Manifest: e.Manifest, Err: fmt.Errorf("after %d tries: %w", n, err)}
+			return &Error{Kind: e.Kind, Manifest: e.Manifest, Err: fmt.Errorf("after %d tries: %w", n, err)}
 		}
 		select {
 		case <-time.After(f.wait(n, e.After)):
 		case <-ctx.Done():
-			return Result{}, stopped(ctx, err)
+			return stopped(ctx, err)
 		}
 	}
 }
@@ -62,16 +80,16 @@ func stopped(ctx context.Context, err error) error {
 	return fmt.Errorf("%w; last error: %w", cause, err)
 }
 
-func (f Retry) try(ctx context.Context, r Request) (Result, error) {
-	limit := cmp.Or(r.Timeout, f.Try)
+// within calls try, which may take as long as limit.
+func within(ctx context.Context, limit time.Duration, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v: %w", limit, context.DeadlineExceeded))
 	defer cancel()
-	res, err := f.Fetcher.Fetch(ctx, r)
+	err := try(ctx)
 	if e, ok := errors.AsType[*Error](err); ok && ctx.Err() != nil {
 		// The cause says how long was waited, the error only that it was too long.
 		err = &Error{Kind: e.Kind, Manifest: e.Manifest, Retry: true, Err: context.Cause(ctx)}
 	}
-	return res, err
+	return err
 }
 
 // wait is how long to wait after try n: doubling, with up to a quarter of

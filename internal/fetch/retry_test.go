@@ -59,6 +59,8 @@ func TestRetry(t *testing.T) {
 		{name: "server asks for too much", answers: []func(context.Context) error{asked(time.Hour), say(nil)},
 			at: []time.Duration{0, 30 * time.Second}},
 		{name: "slow", answers: []func(context.Context) error{hang, say(nil)}, at: []time.Duration{0, 15500 * time.Millisecond}},
+		{name: "slow, with more time for the plugin", timeout: 30 * time.Second, answers: []func(context.Context) error{hang, say(nil)},
+			at: []time.Duration{0, 15500 * time.Millisecond}},
 		{name: "slow for the plugin", timeout: time.Second, answers: []func(context.Context) error{hang},
 			at:  []time.Duration{0, 1500 * time.Millisecond, 3500 * time.Millisecond, 6500 * time.Millisecond, 11500 * time.Millisecond},
 			err: "after 5 tries: no answer within 1s"},

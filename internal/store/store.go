@@ -226,33 +226,6 @@ func (s *Store) ingest() (tmp *os.File, err error) {
 	return tmp, err
 }
 
-func (s *Store) copy(tmp *os.File, r io.Reader) (module.Digest, error) {
-	h := sha256.New()
-	file := &recorder{w: tmp}
-	n, err := io.CopyBuffer(io.MultiWriter(file, h), io.LimitReader(r, s.maxSize+1), make([]byte, 64<<10))
-	switch {
-	case file.err != nil:
-		return module.Digest{}, fmt.Errorf("store module: %w", diskError(file.err))
-	case err != nil:
-		return module.Digest{}, err
-	case n > s.maxSize:
-		return module.Digest{}, &TooLargeError{s.maxSize}
-	}
-	return module.Digest(h.Sum(nil)), nil
-}
-
-// A recorder keeps w's error, to tell it from that of the reader.
-type recorder struct {
-	w   io.Writer
-	err error
-}
-
-func (r *recorder) Write(p []byte) (n int, err error) {
-	n, err = r.w.Write(p)
-	r.err = err
-	return n, err
-}
-
 func diskError(err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("%w: %w", ErrFull, err)

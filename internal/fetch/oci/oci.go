@@ -27,6 +27,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 
@@ -107,26 +108,38 @@ type session struct {
 }
 
 func (f *Fetcher) open(ctx context.Context, r fetch.Request) (*session, error) {
-	registry, _, _ := strings.Cut(r.Ref.Target(), "/")
+	ref, rt, err := f.Connect(ctx, r.Ref, r.Secret, transport.PullScope)
+	if err != nil {
+		return nil, err
+	}
+	return &session{&r, ref, &http.Client{Transport: rt}, f.cfg.MaxModule}, nil
+}
+
+// Connect finds an authenticated way to the repository of an image, to pull
+// from it or to push: the actions are transport.PullScope or PushScope. What
+// pushes goes the same way as what fetches; it needs no wrapping, and no
+// credentials besides. Errors are of type *fetch.Error.
+func (f *Fetcher) Connect(ctx context.Context, image module.Ref, secret []byte, actions string) (name.Reference, http.RoundTripper, error) {
+	registry, _, _ := strings.Cut(image.Target(), "/")
 	plain := f.cfg.Insecure.Has(registry) || isLoopback(registry)
 	var opts []name.Option
 	if plain {
 		opts = append(opts, name.Insecure)
 	}
-	ref, err := name.ParseReference(r.Ref.Target(), opts...)
+	ref, err := name.ParseReference(image.Target(), opts...)
 	if err != nil {
-		return nil, &fetch.Error{Err: err}
+		return nil, nil, &fetch.Error{Err: err}
 	}
-	auth, err := f.authenticate(ctx, r.Secret, ref.Context())
+	auth, err := f.authenticate(ctx, secret, ref.Context())
 	if err != nil {
-		return nil, &fetch.Error{Kind: fetch.Denied, Err: err}
+		return nil, nil, &fetch.Error{Kind: fetch.Denied, Err: err}
 	}
 	way := &way{next: f.cfg.Transport, plain: plain}
-	rt, err := transport.NewWithContext(ctx, ref.Context().Registry, auth, way, []string{ref.Scope(transport.PullScope)})
+	rt, err := transport.NewWithContext(ctx, ref.Context().Registry, auth, way, []string{ref.Scope(actions)})
 	if err != nil {
-		return nil, way.explain(err)
+		return nil, nil, way.explain(err)
 	}
-	return &session{&r, ref, &http.Client{Transport: rt}, f.cfg.MaxModule}, nil
+	return ref, rt, nil
 }
 
 // authenticate finds the credentials: the secret's if there is one, and then
@@ -189,7 +202,9 @@ func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // explain makes a fetch.Error of the failure to find a way. The library joins
 // the errors of both schemes; what counts is that of HTTP where it is allowed,
-// because HTTPS always fails there if the registry speaks only HTTP.
+// because HTTPS always fails there if the registry speaks only HTTP. What went
+// wrong after a way was found, as with a realm that the library refuses, has
+// nothing to do with either.
 func (w *way) explain(err error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -200,12 +215,14 @@ func (w *way) explain(err error) error {
 		return classify(w.https)
 	case answered:
 		return classify(err)
-	case w.http != nil:
+	case w.http != nil && errors.Is(err, w.http):
 		return classify(w.http)
-	case w.https != nil:
+	case w.https != nil && errors.Is(err, w.https):
 		return classify(w.https)
 	}
-	return classify(err)
+	e := fetch.Transient(err)
+	e.Retry = false
+	return e
 }
 
 var errPlain = errors.New("plain HTTP refused, list the registry in WASM_INSECURE_REGISTRIES to allow it")
@@ -258,29 +275,68 @@ func (s *session) unchanged(ctx context.Context) (source string, ok bool) {
 
 // resolve follows the reference to a layer, over an index if need be.
 func (s *session) resolve(ctx context.Context) (source string, l layer, err error) {
-	data, mediaType, err := s.manifest(ctx, s.ref.Identifier())
+	image, err := s.image(ctx)
 	if err != nil {
 		return "", layer{}, err
 	}
+	l, err = chooseLayer(&image.Manifest)
+	return image.Source.String(), l, err
+}
+
+// An Image is what a registry says of an image without its layers.
+type Image struct {
+	Source    module.Digest   // of what the reference leads to: the manifest, or the index it is from
+	Digest    module.Digest   // of the manifest
+	MediaType types.MediaType // of the manifest
+	Manifest  v1.Manifest     // not checked further
+	Layer     int             // which of its layers is the module or has it
+}
+
+// Describe asks for the manifest of the image that r.Ref leads to, over an index
+// if need be, and says where the module is. It downloads no layer. Errors are of
+// type *fetch.Error, or ctx's.
+func (f *Fetcher) Describe(ctx context.Context, r fetch.Request) (Image, error) {
+	s, err := f.open(ctx, r)
+	if err != nil {
+		return Image{}, inManifest(err)
+	}
+	image, err := s.image(ctx)
+	if err != nil {
+		return Image{}, inManifest(err)
+	}
+	l, err := chooseLayer(&image.Manifest)
+	if err != nil {
+		return Image{}, inManifest(err)
+	}
+	image.Layer = slices.IndexFunc(image.Manifest.Layers, func(d v1.Descriptor) bool {
+		return d.Digest.String() == l.digest.String()
+	})
+	return image, nil
+}
+
+// image gets the manifest that the reference leads to.
+func (s *session) image(ctx context.Context) (Image, error) {
+	data, mediaType, err := s.manifest(ctx, s.ref.Identifier())
+	if err != nil {
+		return Image{}, err
+	}
 	top := module.Digest(sha256.Sum256(data))
-	image := top
+	i := Image{Source: top, Digest: top, MediaType: mediaType}
 	if mediaType == types.OCIImageIndex || mediaType == types.DockerManifestList {
-		if data, mediaType, image, err = s.fromIndex(ctx, data); err != nil {
-			return "", layer{}, err
+		if data, i.MediaType, i.Digest, err = s.fromIndex(ctx, data); err != nil {
+			return Image{}, err
 		}
 	}
-	if pin := s.req.Ref.Digest(); !pin.IsZero() && pin != top && pin != image {
-		return "", layer{}, &fetch.Error{Kind: fetch.Checksum, Err: &module.DigestError{Want: pin, Got: top}}
+	if pin := s.req.Ref.Digest(); !pin.IsZero() && pin != i.Source && pin != i.Digest {
+		return Image{}, &fetch.Error{Kind: fetch.Checksum, Err: &module.DigestError{Want: pin, Got: i.Source}}
 	}
-	if mediaType != types.OCIManifestSchema1 && mediaType != types.DockerManifestSchema2 {
-		return "", layer{}, &fetch.Error{Kind: fetch.NotModule, Err: fmt.Errorf("media type %q is not an image's", mediaType)}
+	if i.MediaType != types.OCIManifestSchema1 && i.MediaType != types.DockerManifestSchema2 {
+		return Image{}, &fetch.Error{Kind: fetch.NotModule, Err: fmt.Errorf("media type %q is not an image's", i.MediaType)}
 	}
-	var m v1.Manifest
-	if err := json.Unmarshal(data, &m); err != nil {
-		return "", layer{}, &fetch.Error{Err: fmt.Errorf("parse: %w", err)}
+	if err := json.Unmarshal(data, &i.Manifest); err != nil {
+		return Image{}, &fetch.Error{Err: fmt.Errorf("parse: %w", err)}
 	}
-	l, err = chooseLayer(&m)
-	return top.String(), l, err
+	return i, nil
 }
 
 // fromIndex gets the image of an index that has the module.

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -484,6 +485,37 @@ func TestBearerRealmBlocked(t *testing.T) {
 	var s fetchtest.Sink
 	_, err = f.Fetch(t.Context(), fetchtest.Request(t, listener.Addr().String()+"/plugin:v1", "", &s))
 	fetchtest.Refused(t, err, &s, fetch.Blocked, "blocked")
+}
+
+// The library refuses some realms itself; that it tried HTTPS before is not the
+// reason.
+func TestBearerRealmRefused(t *testing.T) {
+	h := newHub(t)
+	tokens(h, "http://169.254.169.254/token")
+	var s fetchtest.Sink
+	_, err := plainFetcher(t, 1<<20).Fetch(t.Context(), fetchtest.Request(t, h.host+"/plugin:v1", "", &s))
+	fetchtest.Refused(t, err, &s, fetch.Failed, `realm host "169.254.169.254" is a private or link-local address`)
+}
+
+// toHub sends requests for any host to the hub.
+type toHub struct{ h *hub }
+
+func (to toHub) RoundTrip(r *http.Request) (*http.Response, error) {
+	dialer := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, to.h.host)
+	}
+	return (&http.Transport{DialContext: dialer, DisableKeepAlives: true}).RoundTrip(r)
+}
+
+// A registry without TLS that is not listed is refused with what to do.
+func TestPlainHTTPRefused(t *testing.T) {
+	h := newHub(t)
+	h.Config.ErrorLog = log.New(io.Discard, "", 0)
+	for _, registry := range []string{"registry.example", "10.0.0.1:5000"} {
+		var s fetchtest.Sink
+		_, err := oci.New(oci.Config{Transport: toHub{h}}).Fetch(t.Context(), fetchtest.Request(t, registry+"/x:1", "", &s))
+		fetchtest.Refused(t, err, &s, fetch.Failed, "WASM_INSECURE_REGISTRIES")
+	}
 }
 
 func TestTLS(t *testing.T) {
