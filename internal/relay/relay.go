@@ -9,8 +9,12 @@
 //     long as it is wanted, and is acked when that succeeds.
 //   - An extension that Envoy has nothing for gets a stand-in: a no-op if Envoy
 //     is serving, allow or deny by its failure policy if it is only starting.
-//     On a serving Envoy a new extension is always a no-op first, so that an
-//     Envoy that refuses the module still has something to run.
+//     On a serving Envoy a new extension is always a no-op first, at once, so
+//     that a slow fetch does not hold back a change of the listener, and an Envoy
+//     that refuses the module still has something to run.
+//   - An extension that Envoy refuses does not keep it from taking changes of the
+//     listeners that have it: Envoy is sent what it runs once more, and listeners
+//     wait for that moment.
 //   - Extensions do not wait for each other, and the newest wanted wins: a newer
 //     version cancels the fetch of an older one.
 //   - Envoy is never told that an extension is gone while it still subscribes to
@@ -76,6 +80,7 @@ type Relay struct {
 type held struct {
 	version string // as Envoy knows it
 	lease   *store.Lease
+	body    *anypb.Any // the config, as Envoy has it
 }
 
 // New returns a Relay. It starts nothing.
@@ -151,22 +156,22 @@ func (r *Relay) streamDesc(name string, newDialect func() dialect) grpc.StreamDe
 // Connected reports whether the control plane has ever answered.
 func (r *Relay) Connected() bool { return r.connected.Load() }
 
-// hold records that Envoy runs version of the extension name, from lease.
-func (r *Relay) hold(name, version string, lease *store.Lease) {
+// hold records that Envoy runs h as the extension name.
+func (r *Relay) hold(name string, h held) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if old := r.held[name]; old.lease != lease {
+	if old := r.held[name]; old.lease != h.lease {
 		old.lease.Release()
 	}
-	r.held[name] = held{version, lease}
+	r.held[name] = h
 }
 
-// holds is the version of the extension that Envoy runs, as far as this relay knows.
-func (r *Relay) holds(name string) (string, bool) {
+// holds is what Envoy runs as the extension, as far as this relay knows.
+func (r *Relay) holds(name string) (held, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h, ok := r.held[name]
-	return h.version, ok
+	return h, ok
 }
 
 // drop forgets extensions that Envoy does not run any more.

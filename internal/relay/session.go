@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/chandler-proxy/chandler/internal/ecds"
@@ -26,6 +27,7 @@ type session struct {
 	ctx   context.Context // of the stream: parent of fetches
 
 	down, up   []frame // to send, oldest first
+	listeners  []frame // from above: to follow down once Envoy has answered all deliveries
 	extensions map[string]*extension
 	batches    map[string]*batch // responses from above with extensions that are still wanted, by nonce
 	deliveries map[string]*delivery
@@ -63,6 +65,12 @@ type delivery struct {
 	lease   *store.Lease
 	verdict ecds.Verdict // of a stand-in
 	types   []string     // a stand-in was made for
+	again   bool         // Envoy runs it already; see session.restore
+}
+
+// same reports whether Envoy sees no difference between d and other.
+func (d *delivery) same(other *delivery) bool {
+	return d.version == other.version || proto.Equal(d.body, other.body)
 }
 
 // A batch is one response from above. It is acked when every extension in it is
@@ -125,6 +133,7 @@ func (s *session) fromEnvoy(f frame) error {
 	for _, name := range req.subscribe {
 		s.subscribe(name, &req)
 	}
+	s.passListeners()
 	if req.first || len(req.subscribe)+len(req.unsubscribe) > 0 {
 		return s.sendUp(s.d.subscribe(req))
 	}
@@ -146,13 +155,13 @@ func (s *session) subscribe(name string, req *request) {
 	}
 	known, isKnown := s.relay.holds(name)
 	if e.have = has; e.have == "" { // state of the world does not tell
-		if e.have = known; !isKnown {
+		if e.have = known.version; !isKnown {
 			e.have = "unknown"
 		}
 	}
 	delete(req.have, name)
-	if isKnown && has == known {
-		upstream, _, _ := cutLast(known, "~")
+	if isKnown && has == known.version {
+		upstream, _, _ := cutLast(known.version, "~")
 		req.have[name] = upstream
 	}
 }
@@ -266,7 +275,12 @@ func (s *session) want(e *extension, r resource, nonce string) error {
 		return s.refuse(e, wantResult(err), err)
 	}
 	s.fetch(e, 0)
-	return nil
+	if !s.relay.cfg.Serving() {
+		return nil
+	}
+	// A listener that waits for its extension would go live without it, and
+	// answer 500, as soon as Envoy refuses any other or loses the stream.
+	return s.standIn(e)
 }
 
 // fetch starts a fetch of e's module after delay.
@@ -348,7 +362,8 @@ func (s *session) sendStandIn(e *extension, v ecds.Verdict, types []string) erro
 }
 
 // deliver sends d to Envoy, after what is under way. An extension that is new
-// to a serving Envoy is a no-op first: should Envoy refuse d, it has that.
+// to a serving Envoy is a no-op first (one with a remote module is already):
+// should Envoy refuse d, it has that.
 func (s *session) deliver(e *extension, d *delivery) error {
 	if e.sent == nil && e.have == d.version {
 		return s.running(e, d) // Envoy has it from an earlier stream
@@ -431,10 +446,10 @@ func (s *session) answeredBefore(nonce string) error {
 // running records that Envoy runs d.
 func (s *session) running(e *extension, d *delivery) error {
 	e.have = d.version
-	if isStandIn(d.version) {
+	if d.again || isStandIn(d.version) {
 		return nil
 	}
-	s.relay.hold(e.name, d.version, d.lease)
+	s.relay.hold(e.name, held{d.version, d.lease, d.body})
 	if e.wanted == nil || e.wanted.gen != d.gen {
 		return nil
 	}
@@ -449,6 +464,10 @@ func (s *session) running(e *extension, d *delivery) error {
 // rejected acts on Envoy's refusal of d.
 func (s *session) rejected(e *extension, d *delivery, reason string) error {
 	d.lease.Release()
+	if d.again {
+		s.relay.cfg.Log.Error("extension refused by the proxy that runs it", "extension", e.name, "version", d.version, "reason", reason)
+		return nil
+	}
 	if d.gen == 0 { // a stand-in; one that is Wasm goes wherever e goes
 		s.relay.cfg.Log.Error("stand-in refused by the proxy", "extension", e.name, "version", d.version, "reason", reason)
 		if len(d.types) == 0 || e.wanted == nil || e.next != nil {
@@ -456,16 +475,59 @@ func (s *session) rejected(e *extension, d *delivery, reason string) error {
 		}
 		return s.sendStandIn(e, d.verdict, nil)
 	}
-	if e.wanted == nil || e.next != nil {
-		return nil
+	if e.next != nil && e.next.same(d) { // Envoy would take it for known, and ack it
+		d.gen = e.next.gen
+		e.next.lease.Release()
+		e.next = nil
 	}
-	if e.wanted.gen != d.gen {
-		return s.standIn(e)
+	switch {
+	case e.next != nil:
+		return nil
+	case e.wanted == nil:
+		return s.restore(e)
+	case e.wanted.gen != d.gen:
+		return errors.Join(s.standIn(e), s.restore(e))
 	}
 	s.relay.cfg.Log.Warn("extension refused by the proxy",
 		"extension", e.name, "version", d.version, "runs", e.have, "reason", reason)
 	s.settle(e, "the proxy refused it: "+reason)
-	return errors.Join(s.standIn(e), s.answer(e.wanted.nonce))
+	return errors.Join(s.standIn(e), s.restore(e), s.answer(e.wanted.nonce))
+}
+
+// passListeners lets listeners go down if no delivery is unanswered. Should Envoy
+// refuse one, listeners with that filter would be refused with it; see restore.
+func (s *session) passListeners(more ...frame) {
+	s.listeners = append(s.listeners, more...)
+	for _, e := range s.extensions {
+		if e.sent != nil {
+			return
+		}
+	}
+	s.down = append(s.down, s.listeners...)
+	s.listeners = nil
+}
+
+// restore sends Envoy what it runs once more, after it has refused something
+// else. Envoy notes a config as the newest before it tries it: until there is
+// another, it refuses every change to a listener with this filter, for the same
+// reason, and takes what it has refused for known, and acks it, should it come
+// again. What an agent before this one delivered is not at hand, and stays away.
+func (s *session) restore(e *extension) error {
+	if e.have == "" || e.sent != nil {
+		return nil
+	}
+	if isStandIn(e.have) {
+		if e.wanted == nil {
+			return nil // no listener takes it any more
+		}
+		_, verdict, _ := cutLast(e.have, "~")
+		return s.sendStandIn(e, ecds.Verdict(verdict), s.relay.listenerTypes(e.name))
+	}
+	h, ok := s.relay.holds(e.name)
+	if !ok || h.version != e.have {
+		return nil
+	}
+	return s.send(e, &delivery{name: e.name, version: h.version, body: h.body, again: true})
 }
 
 // settle records the outcome of e's wanted version: a failure, or none if reason is empty.

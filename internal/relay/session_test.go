@@ -277,13 +277,49 @@ func TestNewExtensionOnServingProxy(t *testing.T) {
 	h.serving = true
 	h.subscribe("a")
 	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
-	h.trace = nil
+	h.expect("up +[a] -[] has map[]", "fetch oci://registry.test/a:1 in 0s", "down a v1~allow: 105 bytes of wasm")
 	h.fetched("a", "one")
-	h.expect("down a v1~allow: 105 bytes of wasm")
+	h.expect() // one after the other
 	h.ack("a")
 	h.expect("down a " + version("v1", "one") + ": file /modules/one")
 	h.nack("a", "bad configuration")
-	h.expect("up nack 1: extension a: the proxy refused it: bad configuration")
+	h.expect("down a v1~allow: 105 bytes of wasm", // or it would refuse listeners with the filter from now on
+		"up nack 1: extension a: the proxy refused it: bad configuration")
+	h.ack("a")
+	h.expect()
+}
+
+func TestProxyRefusesAnUpdate(t *testing.T) {
+	h := running(t)
+	v1 := "down a " + version("v1", "one") + ": file /modules/one"
+	h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+	h.fetched("a", "two")
+	h.trace = nil
+	h.nack("a", "cannot load")
+	h.expect(v1, "up nack 2: extension a: the proxy refused it: cannot load")
+	h.above("3", "v3", remoteExtension(t, "a", "3", 0))
+	h.fetched("a", "three")
+	h.expect("fetch oci://registry.test/a:3 in 0s")
+	h.ack("a") // v1, again
+	h.expect("down a " + version("v3", "three") + ": file /modules/three")
+	h.nack("a", "cannot load that either")
+	h.nack("a", "nor what it has") // which is not sent for ever
+	h.expect(v1, "up nack 3: extension a: the proxy refused it: cannot load that either")
+	if got, _ := h.s.relay.holds("a"); got.version != version("v1", "one") {
+		t.Errorf("held version = %q", got.version)
+	}
+
+	// The same on another stream.
+	h.connect(h.s.relay)
+	h.envoy(&discoveryv3.DeltaDiscoveryRequest{
+		ResourceNamesSubscribe:  []string{"a"},
+		InitialResourceVersions: map[string]string{"a": version("v1", "one")},
+	})
+	h.above("1", "v4", remoteExtension(t, "a", "4", 0))
+	h.fetched("a", "four")
+	h.trace = nil
+	h.nack("a", "cannot load")
+	h.expect(v1, "up nack 1: extension a: the proxy refused it: cannot load")
 }
 
 func TestUpdateThatFailsChangesNothing(t *testing.T) {
@@ -386,8 +422,8 @@ func TestReconnect(t *testing.T) {
 	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
 	h.fetched("a", "one")
 	h.expect("fetch oci://registry.test/a:1 in 0s", "up ack 1")
-	if got, _ := h.s.relay.holds("a"); got != v1 {
-		t.Errorf("held version = %q, want %q", got, v1)
+	if got, _ := h.s.relay.holds("a"); got.version != v1 {
+		t.Errorf("held version = %q, want %q", got.version, v1)
 	}
 }
 
@@ -412,6 +448,66 @@ func TestProxyRefusesTheOnlyVersion(t *testing.T) {
 	h.trace = nil
 	h.nack("a", "cannot load")
 	h.expect("down a v1~deny: 318 bytes of wasm", "up nack 1: extension a: the proxy refused it: cannot load")
+}
+
+// A control plane in state of the world sends again what has not changed, while
+// the proxy has not answered it yet.
+func TestProxyRefusesWhatComesTwice(t *testing.T) {
+	h := running(t)
+	h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+	h.fetched("a", "two")
+	h.above("3", "v3", remoteExtension(t, "a", "2", 0))
+	h.fetched("a", "two")
+	h.trace = nil
+	h.nack("a", "cannot load")
+	h.expect("down a "+version("v1", "one")+": file /modules/one", "up nack 3: extension a: the proxy refused it: cannot load")
+	h.ack("a")
+	h.expect()
+}
+
+func TestListenersWaitForAnswers(t *testing.T) {
+	h := running(t)
+	passed := func(want ...string) {
+		t.Helper()
+		var got []string
+		for _, f := range h.s.down {
+			if strings.HasPrefix(string(f), "listener") {
+				got = append(got, string(f))
+			}
+		}
+		h.s.down = nil
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("listeners passed (-want +got):\n%s", diff)
+		}
+	}
+	envoy := func(m *discoveryv3.DeltaDiscoveryRequest) {
+		t.Helper()
+		f, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.s.fromEnvoy(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+	h.s.passListeners(frame("listener 1"))
+	passed("listener 1") // a fetch holds up nothing
+	h.fetched("a", "two")
+	h.s.passListeners(frame("listener 2"))
+	h.s.passListeners(frame("listener 3"))
+	passed()
+	envoy(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: fmt.Sprint(h.s.nonces), ErrorDetail: reject("cannot load")})
+	passed() // a is being restored
+	envoy(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: fmt.Sprint(h.s.nonces)})
+	passed("listener 2", "listener 3")
+
+	h.above("3", "v3", remoteExtension(t, "a", "3", 0))
+	h.fetched("a", "three")
+	h.s.passListeners(frame("listener 4"))
+	passed()
+	envoy(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesUnsubscribe: []string{"a"}})
+	passed("listener 4")
 }
 
 func TestMalformed(t *testing.T) {

@@ -139,7 +139,7 @@ func (s *stream) run(ctx context.Context) error {
 		toEnvoy, down := outbox(s.toEnvoy, s.session.down)
 		toAbove, up := outbox(s.toAbove, s.session.up)
 		fromAbove := s.fromAbove
-		if len(s.session.down) >= maxWaiting {
+		if len(s.session.down)+len(s.session.listeners) >= maxWaiting {
 			fromAbove = nil
 		}
 		var err error
@@ -187,11 +187,13 @@ func (s *stream) request(f frame) error {
 func (s *stream) response(f frame) error {
 	s.relay.connected.Store(true)
 	typeURL := s.session.d.responseType(f)
-	if s.relay.cfg.PassECDS || typeURL != ecds.TypeURL {
+	switch {
+	case s.relay.cfg.PassECDS, typeURL != ecds.TypeURL && typeURL != ecds.ListenerTypeURL:
 		s.session.down = append(s.session.down, f)
-		if typeURL == ecds.ListenerTypeURL {
-			s.relay.discovered(s.session.d.bodies(f))
-		}
+		return nil
+	case typeURL == ecds.ListenerTypeURL:
+		s.relay.discovered(s.session.d.bodies(f))
+		s.session.passListeners(f)
 		return nil
 	}
 	nonce, from, err := s.session.fromAbove(f)

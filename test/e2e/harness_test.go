@@ -178,6 +178,16 @@ type mesh struct {
 // start runs a mesh and waits until it serves. Options change it before it starts.
 func start(t testing.TB, options ...func(*mesh)) *mesh {
 	t.Helper()
+	m := prepare(t, options...)
+	m.startControl()
+	m.startAgent()
+	m.serving()
+	return m
+}
+
+// prepare makes a mesh of which nothing runs but the backend.
+func prepare(t testing.TB, options ...func(*mesh)) *mesh {
+	t.Helper()
 	m := &mesh{
 		t:          t,
 		Dir:        t.TempDir(),
@@ -193,13 +203,28 @@ func start(t testing.TB, options ...func(*mesh)) *mesh {
 	}))
 	t.Cleanup(backend.Close)
 	m.write("gateway.yaml", gateway(m.Gateway, backend.Listener.Addr().String()))
+	t.Cleanup(m.reap)
 	for _, o := range options {
 		o(m)
 	}
-	m.startControl()
-	m.startAgent()
-	m.serving()
 	return m
+}
+
+// envoyPID is the process number of the Envoy that the agent started last; 0 if there is none.
+func (m *mesh) envoyPID() int {
+	var state struct{ PID int }
+	text, err := os.ReadFile(filepath.Join(m.Data, "envoy.state.json"))
+	if err != nil || json.Unmarshal(text, &state) != nil {
+		return 0
+	}
+	return state.PID
+}
+
+// reap ends an Envoy that no agent has stopped.
+func (m *mesh) reap() {
+	if pid := m.envoyPID(); pid > 0 {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may be gone already
+	}
 }
 
 // shortTempDir is a temporary folder whose path leaves room for a Unix socket's.
@@ -231,8 +256,10 @@ func (m *mesh) startAgent() {
 // serving waits until the gateway answers.
 func (m *mesh) serving() {
 	m.t.Helper()
+	// A connection that is kept would hold up Envoy's drain when the test ends.
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 	eventually(m.t, "gateway serves", func() error {
-		a, err := get(http.DefaultClient, "http://"+m.Gateway+"/")
+		a, err := get(c, "http://"+m.Gateway+"/")
 		if err == nil && a.status != http.StatusOK && a.status != http.StatusForbidden {
 			err = fmt.Errorf("answer %+v", a)
 		}
@@ -281,7 +308,7 @@ func (m *mesh) metric(addr, series string) float64 {
 // An answer is what one request got. A plugin that adds x-wasm is seen in it.
 type answer struct {
 	status int
-	wasm   string // header x-wasm
+	wasm   string // headers x-wasm, joined by commas
 	body   string
 	err    string // no answer at all
 }
@@ -293,7 +320,7 @@ func get(c *http.Client, url string) (answer, error) {
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, 16<<20))
-	return answer{status: res.StatusCode, wasm: res.Header.Get("x-wasm"), body: string(body)}, err
+	return answer{status: res.StatusCode, wasm: strings.Join(res.Header.Values("x-wasm"), ","), body: string(body)}, err
 }
 
 // get asks the gateway once, on a connection of its own.
