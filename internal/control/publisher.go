@@ -104,8 +104,13 @@ func (p *publisher) Run(ctx context.Context) error {
 	}
 }
 
-// renew makes a new World and publishes it to every class.
+// renew makes a new World and publishes it to every class. Before the first, it
+// waits until all of the source was read: proxies may run what was not.
 func (p *publisher) renew(snap source.Snapshot) {
+	if snap.Unread && p.generation() == nil {
+		p.problems.set(snap.Problems)
+		return
+	}
 	world, problems := p.newWorld(snap.Objects)
 	next := &generation{
 		number:   1,

@@ -40,6 +40,13 @@ type resource struct {
 	body    *anypb.Any
 }
 
+// listeners is what the control plane says about listeners, in either variant.
+type listeners struct {
+	changed map[string]*anypb.Any // by name
+	removed []string
+	whole   bool // what is not among changed is gone
+}
+
 // A dialect is a variant of the protocol, on one stream: what to say of
 // extension configs in it. It holds what the variant wants remembered.
 type dialect interface {
@@ -57,8 +64,8 @@ type dialect interface {
 	ack(nonce string) (frame, error) // nil if there is no one to tell
 	nack(nonce, reason string) (frame, error)
 
-	// bodies are the resources of a response of any type.
-	bodies(f frame) []*anypb.Any
+	// listeners are what a response with listeners says.
+	listeners(f frame) listeners
 
 	// cumulative says that Envoy may answer only the last of several responses.
 	cumulative() bool
@@ -69,6 +76,7 @@ const (
 	requestTypeField      protowire.Number = 4
 	responseTypeField     protowire.Number = 4
 	deltaRequestTypeField protowire.Number = 2
+	listenerNameField     protowire.Number = 1 // of envoy.config.listener.v3.Listener
 )
 
 func reject(reason string) *statuspb.Status {
@@ -157,16 +165,16 @@ func (*delta) nack(nonce, reason string) (frame, error) {
 
 func (*delta) cumulative() bool { return false }
 
-func (*delta) bodies(f frame) []*anypb.Any {
+func (*delta) listeners(f frame) listeners {
 	m := new(discoveryv3.DeltaDiscoveryResponse)
 	if err := proto.Unmarshal(f, m); err != nil {
-		return nil
+		return listeners{} // Envoy will refuse it
 	}
-	var bodies []*anypb.Any
+	l := listeners{changed: make(map[string]*anypb.Any), removed: m.GetRemovedResources()}
 	for _, res := range m.GetResources() {
-		bodies = append(bodies, res.GetResource())
+		l.changed[res.GetName()] = res.GetResource()
 	}
-	return bodies
+	return l
 }
 
 // sotw is the state-of-the-world variant. Every request repeats all names and
@@ -275,10 +283,14 @@ func (s *sotw) nack(nonce, reason string) (frame, error) {
 
 func (*sotw) cumulative() bool { return true }
 
-func (*sotw) bodies(f frame) []*anypb.Any {
+func (*sotw) listeners(f frame) listeners {
 	m := new(discoveryv3.DiscoveryResponse)
 	if err := proto.Unmarshal(f, m); err != nil {
-		return nil
+		return listeners{}
 	}
-	return m.GetResources()
+	l := listeners{changed: make(map[string]*anypb.Any), whole: true}
+	for _, body := range m.GetResources() {
+		l.changed[frame(body.GetValue()).stringField(listenerNameField)] = body
+	}
+	return l
 }

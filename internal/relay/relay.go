@@ -17,6 +17,9 @@
 //     wait for that moment.
 //   - Extensions do not wait for each other, and the newest wanted wins: a newer
 //     version cancels the fetch of an older one.
+//   - An extension that no listener has any more becomes a no-op, even while
+//     listeners that drain still have it: one of its name that comes later does
+//     not begin as what it was.
 //   - Envoy is never told that an extension is gone while it still subscribes to
 //     it: Envoy would answer 500 for the listeners that are still draining.
 //
@@ -32,8 +35,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,9 +76,9 @@ type Relay struct {
 	connected atomic.Bool
 	streams   sync.WaitGroup
 
-	mu    sync.Mutex
-	held  map[string]held     // what Envoy runs, by extension
-	types map[string][]string // type URLs that listeners take, by extension
+	mu        sync.Mutex
+	held      map[string]held                // what Envoy runs, by extension
+	listeners map[string]map[string][]string // by listener: the type URLs that it takes for each of its extensions
 }
 
 // A held module is one that Envoy has accepted and may read again at any time.
@@ -92,11 +97,11 @@ func New(cfg Config) *Relay {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Relay{
-		cfg:     cfg,
-		metrics: newMetrics(cfg.Metrics),
-		random:  rand.Float64,
-		held:    make(map[string]held),
-		types:   make(map[string][]string),
+		cfg:       cfg,
+		metrics:   newMetrics(cfg.Metrics),
+		random:    rand.Float64,
+		held:      make(map[string]held),
+		listeners: make(map[string]map[string][]string),
 	}
 }
 
@@ -186,20 +191,47 @@ func (r *Relay) drop(gone func(name string) bool) {
 	}
 }
 
-// discovered notes what the listeners among bodies take in place of their extensions.
-func (r *Relay) discovered(bodies []*anypb.Any) {
+// discovered notes which extensions the newest listeners have. It returns those
+// that no listener has any more, and those that one has and none had.
+func (r *Relay) discovered(l listeners) (gone, back []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, b := range bodies {
-		ecds.Discovered(b, r.types)
+	before := r.named()
+	if l.whole {
+		clear(r.listeners)
 	}
+	for _, name := range l.removed {
+		delete(r.listeners, name)
+	}
+	for name, body := range l.changed {
+		types := make(map[string][]string)
+		ecds.Discovered(body, types)
+		r.listeners[name] = types
+	}
+	after := r.named()
+	return without(before, after), without(after, before)
+}
+
+// named are the extensions that listeners have. r.mu is held.
+func (r *Relay) named() []string {
+	var names []string
+	for _, types := range r.listeners {
+		names = slices.AppendSeq(names, maps.Keys(types))
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // listenerTypes are the type URLs that a listener takes for the extension, if known.
 func (r *Relay) listenerTypes(name string) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.types[name]
+	for _, types := range r.listeners {
+		if t, ok := types[name]; ok {
+			return t
+		}
+	}
+	return nil
 }
 
 func (r *Relay) releaseAll() { r.drop(func(string) bool { return true }) }

@@ -41,6 +41,8 @@ type extension struct {
 	wanted *wanted            // the newest from above; nil before the first
 	cancel context.CancelFunc // ends the fetch of wanted, under way or due; nil if none
 	tries  int                // fetches of wanted that failed
+	ext    *ecds.Extension    // of the last that was wanted and could be read
+	idle   bool               // no listener has it: it is a no-op, and wanted is not pursued
 
 	have string    // version that Envoy runs; empty: nothing
 	sent *delivery // awaits Envoy's answer
@@ -259,10 +261,17 @@ func (s *session) want(e *extension, r resource, nonce string) error {
 	s.gens++
 	e.wanted = &wanted{gen: s.gens, version: r.version, nonce: nonce, arrived: time.Now()}
 	ext, err := ecds.Decode(r.body)
-	e.wanted.ext = ext
+	e.wanted.ext, e.idle = ext, false
 	if err != nil {
 		return s.refuse(e, resultUnmarshalFailure, err)
 	}
+	e.ext = ext
+	return s.pursue(e)
+}
+
+// pursue gets what e's wanted version needs, and delivers it.
+func (s *session) pursue(e *extension) error {
+	ext := e.wanted.ext
 	switch _, err := ext.Want(); {
 	case errors.Is(err, ecds.ErrNotRemote):
 		body, err := ext.Pass()
@@ -270,7 +279,7 @@ func (s *session) want(e *extension, r resource, nonce string) error {
 			return s.refuse(e, resultMarshalFailure, err)
 		}
 		s.relay.metrics.converted(resultNoRemoteLoad, e.wanted.arrived)
-		return s.deliver(e, &delivery{name: e.name, gen: e.wanted.gen, version: realVersion(r.version, nil), body: body})
+		return s.deliver(e, &delivery{name: e.name, gen: e.wanted.gen, version: realVersion(e.wanted.version, nil), body: body})
 	case err != nil:
 		return s.refuse(e, wantResult(err), err)
 	}
@@ -281,6 +290,53 @@ func (s *session) want(e *extension, r resource, nonce string) error {
 	// A listener that waits for its extension would go live without it, and
 	// answer 500, as soon as Envoy refuses any other or loses the stream.
 	return s.standIn(e)
+}
+
+// renamed acts on extensions that no listener has any more, and on those that
+// have one again. The former become a no-op: Envoy keeps what it has of them for
+// listeners that drain, and would give it to a new extension of the same name.
+func (s *session) renamed(gone, back []string) error {
+	for _, name := range gone {
+		e := s.extensions[name]
+		if e == nil || e.ext == nil || e.idle {
+			continue
+		}
+		e.idle = true
+		if e.cancel != nil {
+			e.cancel()
+			e.cancel = nil
+		}
+		if err := s.rest(e); err != nil {
+			return err
+		}
+	}
+	for _, name := range back {
+		e := s.extensions[name]
+		if e == nil || !e.idle {
+			continue
+		}
+		e.idle = false
+		if e.wanted == nil || e.wanted.ext == nil || e.wanted.ext != e.ext {
+			continue // there is nothing to be had yet
+		}
+		if err := s.pursue(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rest makes e a no-op after what is on its way.
+func (s *session) rest(e *extension) error {
+	body, err := e.ext.Fallback(ecds.Allow, s.relay.listenerTypes(e.name))
+	if err != nil {
+		if errors.Is(err, ecds.ErrNoFallback) {
+			return nil
+		}
+		return err
+	}
+	s.relay.drop(func(name string) bool { return name == e.name })
+	return s.deliver(e, &delivery{name: e.name, version: standInVersion("none", ecds.Allow), body: body, verdict: ecds.Allow})
 }
 
 // fetch starts a fetch of e's module after delay.

@@ -254,7 +254,7 @@ func TestStartingProxyWithoutModule(t *testing.T) {
 	} {
 		t.Run(tt.policy.String(), func(t *testing.T) {
 			h := newHarness(t)
-			h.s.relay.types["a"] = tt.types
+			h.s.relay.listeners["l"] = map[string][]string{"a": tt.types}
 			h.subscribe("a")
 			h.above("1", "v1", remoteExtension(t, "a", "1", tt.policy))
 			h.trace = nil
@@ -429,7 +429,7 @@ func TestReconnect(t *testing.T) {
 
 func TestStandInRefused(t *testing.T) {
 	h := newHarness(t)
-	h.s.relay.types["a"] = []string{"type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"}
+	h.s.relay.listeners["l"] = map[string][]string{"a": []string{"type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"}}
 	h.subscribe("a")
 	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
 	h.fetchFails("a", unavailable)

@@ -192,9 +192,9 @@ func (s *stream) response(f frame) error {
 		s.session.down = append(s.session.down, f)
 		return nil
 	case typeURL == ecds.ListenerTypeURL:
-		s.relay.discovered(s.session.d.bodies(f))
+		gone, back := s.relay.discovered(s.session.d.listeners(f))
 		s.session.passListeners(f)
-		return nil
+		return s.session.renamed(gone, back)
 	}
 	nonce, from, err := s.session.fromAbove(f)
 	if err != nil {

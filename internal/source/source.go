@@ -20,6 +20,10 @@ type Snapshot struct {
 	// Problems is what could not be taken. Where a resource was valid before,
 	// its last valid form is still among Objects.
 	Problems []resource.Problem
+	// Unread says that part of the source could not be read even once. What it
+	// holds is not known, and may be what proxies run: that it is not among
+	// Objects does not mean that it is gone.
+	Unread bool
 }
 
 // A Source delivers snapshots.

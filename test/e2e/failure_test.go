@@ -394,6 +394,12 @@ func TestEnvoyExitsAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := start(t, func(m *mesh) { m.AgentArgs = []string{"--envoy", wrapper} })
+		eventually(t, "agent has seen Envoy live", func() error {
+			if a := page("http://" + m.AgentHTTP + "/healthz/ready"); a.status != http.StatusOK {
+				return errors.New(a.body)
+			}
+			return nil
+		})
 		if err := os.WriteFile(broken, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}

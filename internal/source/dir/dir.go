@@ -133,7 +133,7 @@ func (s *Source) run(ctx context.Context, w watches, deliver func(source.Snapsho
 // same reports whether two snapshots say the same. Objects of one resource
 // version have the same content.
 func same(a, b source.Snapshot) bool {
-	return slices.Equal(a.Problems, b.Problems) && maps.Equal(versions(a), versions(b))
+	return a.Unread == b.Unread && slices.Equal(a.Problems, b.Problems) && maps.Equal(versions(a), versions(b))
 }
 
 func versions(s source.Snapshot) map[resource.Key]string {
@@ -152,6 +152,8 @@ type reading struct {
 	found   found            // last
 	watched map[string]id    // folders, by path
 	started bool             // it was read once
+	unread  bool             // something could not be read
+	whole   bool             // everything was read once
 	polling bool             // some folder could not be watched
 
 	// Of the events since the last read:
@@ -206,6 +208,7 @@ func (r *reading) next(now time.Time) time.Duration {
 // read looks at all files again and returns what is in force then.
 func (r *reading) read(now time.Time) source.Snapshot {
 	r.look()
+	r.unread = false
 	listed := map[string]bool{}
 	for i, e := range r.found.entries {
 		listed[e.path] = true
@@ -226,6 +229,7 @@ func (r *reading) read(now time.Time) source.Snapshot {
 		}
 	}
 	r.started = true
+	r.whole = r.whole || !r.unread
 	r.first, r.latest, r.all = time.Time{}, time.Time{}, false
 	clear(r.changed)
 	return r.merge()
@@ -260,6 +264,7 @@ func (r *reading) look() {
 // load reads what is at e, if it may have changed, and offers it to f.
 func (r *reading) load(f *file, e entry, now time.Time) {
 	if e.problem != nil {
+		r.unread = r.unread || e.keep
 		f.offer(content{placed: f.kept(e.keep), problems: []resource.Problem{*e.problem}}, r.started, now)
 		return
 	}
@@ -272,6 +277,7 @@ func (r *reading) load(f *file, e entry, now time.Time) {
 	case errors.Is(err, fs.ErrNotExist):
 		f.offer(content{}, r.started, now)
 	case err != nil:
+		r.unread = true
 		f.offer(content{placed: f.placed, problems: []resource.Problem{unreadable(e.path, err)}}, r.started, now)
 	case f.sum == sum:
 		f.stamp = e.stamp
@@ -287,7 +293,7 @@ func (r *reading) merge() source.Snapshot {
 	files := slices.SortedFunc(maps.Values(r.files), func(a, b *file) int {
 		return cmp.Or(cmp.Compare(a.place, b.place), cmp.Compare(a.path, b.path))
 	})
-	var snapshot source.Snapshot
+	snapshot := source.Snapshot{Unread: !r.whole}
 	taken := map[resource.Key]string{}
 	for _, f := range files {
 		snapshot.Problems = append(snapshot.Problems, f.problems...)
