@@ -349,8 +349,8 @@ func (s *session) fetch(e *extension, delay time.Duration) {
 // fetched takes the outcome of a fetch.
 func (s *session) fetched(name string, gen uint64, lease *store.Lease, err error) error {
 	e := s.extensions[name]
-	if e == nil || e.wanted == nil || e.wanted.gen != gen {
-		lease.Release() // the result of a version that is not wanted any more
+	if e == nil || e.wanted == nil || e.wanted.gen != gen || e.cancel == nil {
+		lease.Release() // the result of what is not wanted any more
 		return nil
 	}
 	e.cancel()

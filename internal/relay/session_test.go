@@ -10,12 +10,15 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	httpwasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/chandler-proxy/chandler/internal/ecds"
@@ -557,5 +560,110 @@ func TestBackoff(t *testing.T) {
 		if got := backoff(n, 1); got != want*4/5 {
 			t.Errorf("backoff(%d, 1) = %v, want %v", n, got, want*4/5)
 		}
+	}
+}
+
+// listener is a listener that discovers those extensions.
+func listener(t *testing.T, extensions ...string) *anypb.Any {
+	t.Helper()
+	hcm := new(hcmv3.HttpConnectionManager)
+	for _, name := range extensions {
+		hcm.HttpFilters = append(hcm.HttpFilters, &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{
+			ConfigDiscovery: &corev3.ExtensionConfigSource{TypeUrls: []string{"type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"}},
+		}})
+	}
+	typed, err := anypb.New(hcm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := anypb.New(&listenerv3.Listener{Name: "l", FilterChains: []*listenerv3.FilterChain{{
+		Filters: []*listenerv3.Filter{{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: typed}}},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
+}
+
+// listen passes listener l with those extensions to the harness, in the
+// incremental variant or as the state of the world.
+func (h *harness) listen(whole bool, extensions ...string) {
+	h.t.Helper()
+	l := listeners{changed: map[string]*anypb.Any{"l": listener(h.t, extensions...)}, whole: whole}
+	h.check(h.s.renamed(h.s.relay.discovered(l)))
+}
+
+func TestExtensionThatNoListenerHas(t *testing.T) {
+	for _, whole := range []bool{false, true} {
+		h := running(t)
+		h.listen(whole, "a", "b")
+		h.expect()
+		h.listen(whole, "b")
+		h.expect("down a none~allow: 105 bytes of wasm")
+		h.ack("a")
+		if _, ok := h.s.relay.holds("a"); ok {
+			t.Error("the module is held although the proxy does not run it")
+		}
+
+		// A new one of its name, whose module is missing, does not begin as the old one.
+		h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+		h.listen(whole, "a", "b")
+		h.fetchFails("a", unavailable)
+		h.expect("fetch oci://registry.test/a:2 in 0s",
+			"fetch oci://registry.test/a:2 in 1s", "up nack 2: extension a: "+unavailable)
+	}
+}
+
+func TestExtensionThatAListenerHasAgain(t *testing.T) {
+	h := running(t)
+	h.listen(false, "a")
+	h.listen(false)
+	h.ack("a")
+	h.trace = nil
+	h.listen(false, "a") // and the control plane sees no reason to send it again
+	h.fetched("a", "one")
+	h.ack("a")
+	h.expect("fetch oci://registry.test/a:1 in 0s", "down a "+version("v1", "one")+": file /modules/one")
+
+	// While its module is fetched.
+	h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+	h.listen(false)
+	h.ack("a")
+	h.fetched("a", "two") // came too late
+	h.trace = nil
+	h.listen(false, "a")
+	h.fetched("a", "two")
+	h.ack("a")
+	h.expect("fetch oci://registry.test/a:2 in 0s", "down a "+version("v2", "two")+": file /modules/two", "up ack 2")
+}
+
+func TestListenersInBothVariants(t *testing.T) {
+	body := listener(t, "a")
+	response := func(m proto.Message) frame {
+		f, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	for _, tt := range []struct {
+		name string
+		d    dialect
+		f    frame
+		want listeners
+	}{
+		{"incremental", new(delta), response(&discoveryv3.DeltaDiscoveryResponse{
+			Resources: []*discoveryv3.Resource{{Name: "l", Resource: body}}, RemovedResources: []string{"m"},
+		}), listeners{changed: map[string]*anypb.Any{"l": body}, removed: []string{"m"}}},
+		{"state of the world", new(sotw), response(&discoveryv3.DiscoveryResponse{Resources: []*anypb.Any{body}}),
+			listeners{changed: map[string]*anypb.Any{"l": body}, whole: true}},
+		{"malformed", new(delta), frame{0xff}, listeners{}},
+		{"malformed, state of the world", new(sotw), frame{0xff}, listeners{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, tt.d.listeners(tt.f), cmp.AllowUnexported(listeners{}), protocmp.Transform()); diff != "" {
+				t.Errorf("listeners (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
