@@ -113,6 +113,7 @@ func (k *checking) read(ctx context.Context, files []string, opts mesh.Options) 
 		k.problems = append(k.problems, problems...)
 		k.proxies = append(k.proxies, wouldRun{p, built.Extensions})
 	}
+	k.problems = snap.Locate(k.problems)
 	return nil
 }
 

@@ -44,6 +44,7 @@ type generation struct {
 	world   *mesh.World
 	encoder *xds.Encoder
 
+	snap     source.Snapshot               // where the World's objects are written
 	problems []resource.Problem            // of the source and the mesh
 	classes  map[string][]resource.Problem // of each class that was built
 }
@@ -118,6 +119,7 @@ func (p *publisher) renew(snap source.Snapshot) {
 		objects:  make(map[string]int),
 		world:    world,
 		encoder:  xds.NewEncoder(),
+		snap:     source.Snapshot{Places: snap.Places},
 		problems: append(problems[:len(problems):len(problems)], snap.Problems...),
 		classes:  make(map[string][]resource.Problem),
 	}
@@ -178,7 +180,7 @@ func (g *generation) allProblems() []resource.Problem {
 	for _, problems := range g.classes {
 		all = append(all, problems...)
 	}
-	return all
+	return g.snap.Locate(all)
 }
 
 // publishClass builds and publishes the configuration of one class. If it cannot

@@ -20,10 +20,45 @@ type Snapshot struct {
 	// Problems is what could not be taken. Where a resource was valid before,
 	// its last valid form is still among Objects.
 	Problems []resource.Problem
+	// Places is where objects were written, for sources that know. What is found
+	// wrong with a valid object later is told with it; see [Snapshot.Locate].
+	Places map[resource.Key]Place
 	// Unread says that part of the source could not be read even once. What it
 	// holds is not known, and may be what proxies run: that it is not among
 	// Objects does not mean that it is gone.
 	Unread bool
+}
+
+// A Place is where an object is written.
+type Place struct {
+	File string
+	Line int // where it begins, 1-based
+}
+
+// Locate returns problems with the files and lines of the objects that they are
+// about, as far as they are known. A Problem does not tell the group of its kind:
+// where objects of two groups have the same kind and name, none is chosen.
+func (s Snapshot) Locate(problems []resource.Problem) []resource.Problem {
+	if len(s.Places) == 0 || len(problems) == 0 {
+		return problems
+	}
+	places := make(map[resource.Key]Place, len(s.Places))
+	for key, place := range s.Places {
+		key.Group = ""
+		if _, twice := places[key]; twice {
+			place = Place{}
+		}
+		places[key] = place
+	}
+	out := make([]resource.Problem, len(problems))
+	for i, p := range problems {
+		if p.File == "" {
+			place := places[resource.Key{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name}]
+			p.File, p.Line = place.File, place.Line
+		}
+		out[i] = p
+	}
+	return out
 }
 
 // A Source delivers snapshots.

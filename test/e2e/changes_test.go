@@ -266,7 +266,7 @@ spec:
   - applyTo: BOOTSTRAP
     patch: {operation: MERGE, value: {stats_flush_interval: 1s}}
 `,
-			want: problem{Kind: "EnvoyFilter", Namespace: "istio-system", Name: "boot", Field: "spec.configPatches[0].applyTo", Message: "BOOTSTRAP", Mend: " "},
+			want: problem{Line: 2, Kind: "EnvoyFilter", Namespace: "istio-system", Name: "boot", Field: "spec.configPatches[0].applyTo", Message: "BOOTSTRAP", Mend: " "},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

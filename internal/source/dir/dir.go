@@ -293,7 +293,7 @@ func (r *reading) merge() source.Snapshot {
 	files := slices.SortedFunc(maps.Values(r.files), func(a, b *file) int {
 		return cmp.Or(cmp.Compare(a.place, b.place), cmp.Compare(a.path, b.path))
 	})
-	snapshot := source.Snapshot{Unread: !r.whole}
+	snapshot := source.Snapshot{Unread: !r.whole, Places: map[resource.Key]source.Place{}}
 	taken := map[resource.Key]string{}
 	for _, f := range files {
 		snapshot.Problems = append(snapshot.Problems, f.problems...)
@@ -303,6 +303,7 @@ func (r *reading) merge() source.Snapshot {
 				continue
 			}
 			taken[p.key()] = fmt.Sprintf("%s:%d", f.path, p.line)
+			snapshot.Places[p.key()] = source.Place{File: f.path, Line: p.line}
 			snapshot.Objects = append(snapshot.Objects, p.object)
 		}
 	}
