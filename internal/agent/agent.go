@@ -47,6 +47,10 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	try, err := OpenPreflight(cfg)
+	if err != nil {
+		return err
+	}
 	upstream, err := dial(cfg.Upstream)
 	if err != nil {
 		return err
@@ -60,6 +64,7 @@ func Run(ctx context.Context, cfg Config) error {
 		Upstream: upstream,
 		Modules:  modules,
 		Serving:  proxy.Live,
+		Try:      try,
 		PassECDS: cfg.PassECDS,
 		Log:      cfg.Log,
 		Metrics:  cfg.Metrics,

@@ -50,6 +50,7 @@ type Config struct {
 	FetchTries         int            // default 5
 	InsecureRegistries []string       // hosts that may be asked in plain text or with a certificate nobody knows; * is all
 	BlockedCIDRs       []netip.Prefix // never dialled for modules, besides link-local and cloud metadata addresses
+	Preflight          []string       // command that runs preflight.Serve; modules are tried before Envoy gets them. None: they are not
 	PassECDS           bool           // leave extensions to Envoy as they come, with remote modules
 }
 

@@ -227,21 +227,38 @@ func hasMeta(env map[string]string) bool {
 	return false
 }
 
-// encode returns e's resource with other code and without ISTIO_META_ variables.
-func (e *Extension) encode(code *corev3.AsyncDataSource) (*anypb.Any, error) {
+// Plugin is the plugin's configuration, without ISTIO_META_ variables; nil if e
+// is not a Wasm filter.
+func (e *Extension) Plugin() *wasmv3.PluginConfig {
+	if e.filter == nil {
+		return nil
+	}
+	return e.withoutMeta().GetConfig()
+}
+
+// withoutMeta returns a copy of e's filter without ISTIO_META_ variables.
+func (e *Extension) withoutMeta() filter {
 	f := proto.Clone(e.filter).(filter)
 	vm := f.GetConfig().GetVmConfig()
-	vm.Code = code
-	if env := vm.GetEnvironmentVariables(); env != nil {
-		for k := range env.GetKeyValues() {
-			if strings.HasPrefix(k, metaPrefix) {
-				delete(env.GetKeyValues(), k)
-			}
-		}
-		if len(env.GetKeyValues())+len(env.GetHostEnvKeys()) == 0 {
-			vm.EnvironmentVariables = nil
+	env := vm.GetEnvironmentVariables()
+	if env == nil {
+		return f
+	}
+	for k := range env.GetKeyValues() {
+		if strings.HasPrefix(k, metaPrefix) {
+			delete(env.GetKeyValues(), k)
 		}
 	}
+	if len(env.GetKeyValues())+len(env.GetHostEnvKeys()) == 0 {
+		vm.EnvironmentVariables = nil
+	}
+	return f
+}
+
+// encode returns e's resource with other code and without ISTIO_META_ variables.
+func (e *Extension) encode(code *corev3.AsyncDataSource) (*anypb.Any, error) {
+	f := e.withoutMeta()
+	f.GetConfig().GetVmConfig().Code = code
 	return resource(e.Name, f)
 }
 

@@ -63,7 +63,10 @@ type Config struct {
 	Upstream grpc.ClientConnInterface // to the ADS server
 	Modules  Modules
 	Serving  func() bool // whether Envoy takes traffic already; nil means no
-	PassECDS bool        // treat extension configs like everything else
+	// Try tries a module with the configuration it is to have, before Envoy gets it.
+	// An error refuses the extension until there is another version. Nil tries nothing.
+	Try      func(context.Context, *ecds.Extension, *store.Lease) error
+	PassECDS bool // treat extension configs like everything else
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // nil registers nothing
 }
@@ -157,6 +160,12 @@ func (r *Relay) streamDesc(name string, newDialect func() dialect) grpc.StreamDe
 		},
 	}
 }
+
+// A Refusal is an error that another try of the same extension would not change.
+type Refusal struct{ error }
+
+// Unwrap returns the reason.
+func (r Refusal) Unwrap() error { return r.error }
 
 // Connected reports whether the control plane has ever answered.
 func (r *Relay) Connected() bool { return r.connected.Load() }

@@ -357,6 +357,9 @@ func (s *session) fetched(name string, gen uint64, lease *store.Lease, err error
 	e.cancel = nil
 	if err != nil {
 		e.tries++
+		if errors.As(err, new(Refusal)) {
+			return s.refuse(e, resultFetchFailure, err)
+		}
 		if err := s.refuse(e, resultFetchFailure, err); err != nil {
 			return err
 		}

@@ -342,6 +342,17 @@ func TestUpdateThatFailsChangesNothing(t *testing.T) {
 	h.expect("down a "+version("v2", "two")+": file /modules/two", "up ack 2")
 }
 
+func TestRefusalIsNotTriedAgain(t *testing.T) {
+	h := running(t)
+	h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+	h.check(h.s.fetched("a", h.flights["a"], nil, Refusal{errors.New("refused its configuration")}))
+	h.expect("fetch oci://registry.test/a:2 in 0s", "up nack 2: extension a: refused its configuration")
+	h.above("3", "v3", remoteExtension(t, "a", "3", 0))
+	h.fetched("a", "three")
+	h.ack("a")
+	h.expect("fetch oci://registry.test/a:3 in 0s", "down a "+version("v3", "three")+": file /modules/three", "up ack 3")
+}
+
 func TestRollbackToWhatRuns(t *testing.T) {
 	h := running(t)
 	h.above("2", "v2", remoteExtension(t, "a", "2", 0))

@@ -218,17 +218,30 @@ func (s *stream) fetch(ctx context.Context, name string, gen uint64, delay time.
 		}
 	}
 	o := outcome{name: name, gen: gen}
-	want, err := w.ext.Want()
-	if err == nil {
-		o.lease, err = s.relay.cfg.Modules.Get(ctx, want)
-	}
-	o.err = err
+	o.lease, o.err = s.get(ctx, w)
 	select {
 	case s.outcomes <- o:
 	case <-ctx.Done():
 		o.lease.Release()
 	}
 	return nil
+}
+
+// get gets w's module, and tries it.
+func (s *stream) get(ctx context.Context, w *wanted) (*store.Lease, error) {
+	want, err := w.ext.Want()
+	if err != nil {
+		return nil, err
+	}
+	lease, err := s.relay.cfg.Modules.Get(ctx, want)
+	if err != nil || s.relay.cfg.Try == nil {
+		return lease, err
+	}
+	if err := s.relay.cfg.Try(ctx, w.ext, lease); err != nil {
+		lease.Release()
+		return nil, Refusal{err}
+	}
+	return lease, nil
 }
 
 // wait reports nonce after d.

@@ -87,6 +87,9 @@ func (b *builder) outboundListenerAt(s *mesh.Service, ip string, port uint32) *l
 		if b.proxy.IPv6Only() {
 			ip = "::1"
 		}
+		if b.isOwn(port) && slices.Contains(b.world.ServicesOf(b.proxy), s) {
+			return nil // its own service: it is there
+		}
 		if b.isOwn(port) {
 			b.refuse(s.Object, "", "a sidecar cannot listen at "+hostPort(ip, port)+" for service "+s.Host+": it, or its workload, has that port already",
 				"redirect traffic to the sidecar, or have one of them use another port")

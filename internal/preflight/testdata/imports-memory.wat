@@ -1,0 +1,5 @@
+;; imports its memory, which Envoy gives to any module
+(module
+  (import "env" "memory" (memory 1))
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "malloc") (param i32) (result i32) (i32.const 1024)))
