@@ -18,6 +18,11 @@ iproute2: command -v ip
 openssl: command -v openssl
 python3-venv: python3 -c "import ensurepip, venv"
 gcc: command -v gcc
+clang: command -v clang
+lld: command -v wasm-ld
+wasi-libc: test -d /usr/include/wasm32-wasi
+libc++-dev-wasm32: ls /usr/lib/llvm-*/include/wasm32-wasi/c++
+libclang-rt-dev-wasm32: ls /usr/lib/llvm-*/lib/clang/*/lib/wasi
 libc6-dev: test -e /usr/include/stdlib.h
 '
 
@@ -26,6 +31,11 @@ while IFS= read -r line; do
 	[ -n "$line" ] || continue
 	bash -c "${line#*: }" >/dev/null 2>&1 </dev/null || missing+=("${line%%: *}")
 done <<<"$needed"
+
+# Rust for plugins: its Wasm target is a component of rustup's.
+if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx wasm32-wasip1; then
+	rustup target add wasm32-wasip1 >&2
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 fail() {

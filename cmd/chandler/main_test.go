@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -32,24 +34,88 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs the command as users do. REGISTRY is a registry in this
-// process that has one module, as REGISTRY/header:1.
+// process that has one module, as REGISTRY/header:1; PRIVATE is one for ada
+// alone, whose password is secret; FILES is a web server of modules, and MODULES
+// the folder with them.
 func TestScripts(t *testing.T) {
-	r := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
-	t.Cleanup(r.Close) // after the scripts, which run in parallel
-	host := strings.TrimPrefix(r.URL, "http://")
+	serve := func(h http.Handler) (host string) {
+		s := httptest.NewServer(h)
+		t.Cleanup(s.Close) // after the scripts, which run in parallel
+		return strings.TrimPrefix(s.URL, "http://")
+	}
+	modules, err := filepath.Abs(filepath.Join("..", "..", "plugins", "testdata"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := serve(newRegistry())
+	private, files := serve(forAda(newRegistry())), serve(fileServer(modules))
 	push(t, host+"/header:1")
+	goEnv := goEnvironment(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
 		UpdateScripts:       *update,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
-			e.Setenv("REGISTRY", host)
-			e.Setenv("HOME", e.WorkDir)
-			return nil
+			for name, value := range map[string]string{
+				"REGISTRY": host, "PRIVATE": private, "FILES": files, "MODULES": modules, "HOME": e.WorkDir,
+			} {
+				e.Setenv(name, value)
+			}
+			e.Vars = append(e.Vars, goEnv...)
+			path, err := lookIn(e.Getenv("PATH"), "chandler")
+			e.Setenv("CHANDLER", path)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"expand": expand},
 	})
+}
+
+func newRegistry() http.Handler {
+	return registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+}
+
+// forAda lets one user in.
+func forAda(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "ada" || password != "secret" {
+			w.Header().Set("Www-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// fileServer serves a folder, and /text, which is no module.
+func fileServer(dir string) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", http.FileServer(http.Dir(dir)))
+	mux.HandleFunc("/text", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "text") })
+	return mux
+}
+
+// goEnvironment is where the Go command keeps what it needs, for scripts whose
+// HOME is another: what builds need not download or compile again.
+func goEnvironment(t *testing.T) []string {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOCACHE", "GOMODCACHE").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return []string{"GOCACHE=" + lines[0], "GOMODCACHE=" + lines[1], "GOFLAGS=", "GOTOOLCHAIN=local"}
+}
+
+// lookIn finds a file in a list of folders.
+func lookIn(list, name string) (string, error) {
+	for _, dir := range filepath.SplitList(list) {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("no %s in %s", name, list)
 }
 
 // push puts a small module into a registry.
@@ -83,6 +149,18 @@ func expand(ts *testscript.TestScript, neg bool, files []string) {
 	}
 }
 
+// commands are a command and those below it that users see.
+func commands(c *cobra.Command) []*cobra.Command {
+	if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
+		return nil
+	}
+	list := []*cobra.Command{c}
+	for _, below := range c.Commands() {
+		list = append(list, commands(below)...)
+	}
+	return list
+}
+
 // TestUsage keeps USAGE.md what --help prints.
 func TestUsage(t *testing.T) {
 	t.Setenv("HOME", "/home/user")
@@ -90,10 +168,7 @@ func TestUsage(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# Usage\n\nThis is what `--help` prints of each command; a test keeps it so.\n")
 	root := cli.New(cli.Env{Stdout: &b, Stderr: &b, Lookup: func(string) (string, bool) { return "", false }})
-	for _, c := range append([]*cobra.Command{root}, root.Commands()...) {
-		if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
-			continue
-		}
+	for _, c := range commands(root) {
 		fmt.Fprintf(&b, "\n## %s\n\n```\n", c.CommandPath())
 		root.SetArgs(append(strings.Fields(c.CommandPath())[1:], "--help"))
 		if err := root.ExecuteContext(context.Background()); err != nil {

@@ -40,9 +40,9 @@ func (c *command) check() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "check -f PATH...",
-		Short: "Validate resources, fetch their modules, print what each proxy would run",
+		Short: "Validate resources, fetch and try their modules, print what each proxy would run",
 		Long: `check reads resources as the control plane would, fetches the modules of their
-extensions as an agent would, and prints which extensions each gateway and each
+extensions as an agent would, tries them, and prints which extensions each gateway and each
 pod would run, in order. It fails if anything is wrong with them.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -54,7 +54,7 @@ pod would run, in order. It fails if anything is wrong with them.`,
 				return err
 			}
 			if fetch {
-				cfg, err := agent.ConfigFromEnv(c.env.Lookup, agent.Config{ModuleDir: cmp.Or(modules, userDir("modules"))})
+				cfg, err := agent.ConfigFromEnv(c.env.Lookup, agent.Config{ModuleDir: cmp.Or(modules, userDir("modules")), DataDir: userDir("check")})
 				if err != nil {
 					return err
 				}
@@ -68,7 +68,7 @@ pod would run, in order. It fails if anything is wrong with them.`,
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&files, "filename", "f", nil, "file or folder of resources, a `PATH`; may be repeated")
 	flags.StringVar(&modules, "modules", "", "`DIR` to keep modules in (default: in your cache folder)")
-	flags.BoolVar(&fetch, "fetch", true, "fetch modules")
+	flags.BoolVar(&fetch, "fetch", true, "fetch modules and try them")
 	addMesh(flags, &opts)
 	return cmd
 }
@@ -124,6 +124,13 @@ func (k *checking) fetch(ctx context.Context, cfg agent.Config) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Preflight, err = preflightCommand(); err != nil {
+		return err
+	}
+	try, err := agent.OpenPreflight(cfg)
+	if err != nil {
+		return err
+	}
 	k.modules = make(map[string]string)
 	running, stop := context.WithCancel(ctx)
 	g, running := errgroup.WithContext(running)
@@ -133,7 +140,7 @@ func (k *checking) fetch(ctx context.Context, cfg agent.Config) error {
 			if k.modules[e.GetName()] != "" {
 				continue
 			}
-			found, err := inspect(ctx, modules, e)
+			found, err := inspect(ctx, modules, try, e)
 			if err != nil {
 				k.problems = append(k.problems, resource.Problem{Kind: "extension", Name: e.GetName(), Message: err.Error()})
 				found = "no module"
@@ -146,7 +153,7 @@ func (k *checking) fetch(ctx context.Context, cfg agent.Config) error {
 }
 
 // inspect gets the module that an extension wants and says what it is.
-func inspect(ctx context.Context, modules *modcache.Cache, config *corev3.TypedExtensionConfig) (string, error) {
+func inspect(ctx context.Context, modules *modcache.Cache, try agent.Try, config *corev3.TypedExtensionConfig) (string, error) {
 	res, err := anypb.New(config)
 	if err != nil {
 		return "", err
@@ -175,6 +182,9 @@ func inspect(ctx context.Context, modules *modcache.Cache, config *corev3.TypedE
 	info, err := module.Inspect(f)
 	if err != nil {
 		return "", fmt.Errorf("read module of %s: %w", want.Ref, err)
+	}
+	if err := try(ctx, e, lease); err != nil {
+		return "", fmt.Errorf("try module of %s: %w", want.Ref, err)
 	}
 	return fmt.Sprintf("%s, %d bytes, ABI %s", lease.Digest, lease.Size, cmp.Or(info.ABI, "unknown")), nil
 }

@@ -23,6 +23,7 @@ type proxyFlags struct {
 	id, namespace          string
 	labels                 map[string]string
 	redirected, wholeWorld bool
+	preflight              bool
 	data, modules          string
 	admin, status          string
 }
@@ -37,6 +38,7 @@ func (f *proxyFlags) add(flags *pflag.FlagSet, data, dataUsage string) {
 	flags.BoolVar(&f.wholeWorld, "state-of-the-world", false, "use the state-of-the-world variant of xDS, not the incremental one")
 	flags.StringVar(&f.data, "data", data, "`DIR` for modules, bootstrap and socket"+dataUsage)
 	flags.StringVar(&f.modules, "modules", "", "`DIR` for modules that agents on this machine share (default: in --data)")
+	flags.BoolVar(&f.preflight, "preflight", true, "try modules with their configuration before the proxy gets them")
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:15000", "`ADDRESS` of the proxy's admin interface")
 	flags.StringVar(&f.status, "status", "127.0.0.1:15020", "`ADDRESS` for metrics and health of agent and proxy")
 }
@@ -59,6 +61,11 @@ func (f *proxyFlags) config(c *command) (agent.Config, error) {
 	}
 	if cfg.Envoy, err = envoy.Find(f.envoy, envoyFetched); err != nil {
 		return cfg, err
+	}
+	if f.preflight {
+		if cfg.Preflight, err = preflightCommand(); err != nil {
+			return cfg, err
+		}
 	}
 	cfg.DataDir, cfg.ModuleDir = f.data, f.modules
 	cfg.StateOfTheWorld = f.wholeWorld

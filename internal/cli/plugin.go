@@ -1,0 +1,149 @@
+package cli
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/chandler-proxy/chandler/internal/agent"
+	"github.com/chandler-proxy/chandler/internal/artifact"
+	"github.com/chandler-proxy/chandler/internal/fetch"
+	"github.com/chandler-proxy/chandler/internal/module"
+)
+
+// defaultModule is where build leaves a plugin's module, in the plugin's folder, and
+// push takes it from.
+const defaultModule = "build/plugin.wasm"
+
+func (c *command) plugin() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "plugin",
+		Short: "Begin, build, inspect, push and pull plugins",
+		Long: `plugin makes plugins and the images that proxies get them from: begin one with init,
+build it with the compiler of its language, push it to a registry.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.AddCommand(c.pluginInit(), c.pluginBuild(), c.pluginInspect(), c.pluginPush(), c.pluginPull())
+	return cmd
+}
+
+// registryFlags say how to reach registries. The verbs push, pull and inspect share
+// them.
+type registryFlags struct {
+	insecure []string
+	username string
+	stdin    bool
+	timeout  time.Duration
+}
+
+func (f *registryFlags) add(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.insecure, "insecure-registries", nil, "`HOST,...` to ask in plain text or with any certificate, * for all (default: $WASM_INSECURE_REGISTRIES)")
+	flags.StringVar(&f.username, "username", "", "`NAME` at the registry (default: as docker or podman login left it)")
+	flags.BoolVar(&f.stdin, "password-stdin", false, "read the password of --username from standard input")
+	flags.DurationVar(&f.timeout, "timeout", 5*time.Minute, "how long one try may take, a `DURATION`")
+}
+
+// client makes the client that the flags, and the agent's environment variables, ask
+// for.
+func (f *registryFlags) client(c *command) (*artifact.Client, error) {
+	env, err := agent.ConfigFromEnv(c.env.Lookup, agent.Config{})
+	if err != nil {
+		return nil, err
+	}
+	cfg := artifact.Config{
+		Insecure:  fetch.Hosts(env.InsecureRegistries),
+		Blocked:   env.BlockedCIDRs,
+		MaxModule: env.MaxModule,
+		Tries:     env.FetchTries,
+		Timeout:   f.timeout,
+	}
+	if len(f.insecure) > 0 {
+		cfg.Insecure = f.insecure
+	}
+	if f.stdin != (f.username != "") {
+		return nil, misuse{errors.New("--username and --password-stdin go together")}
+	}
+	if f.stdin {
+		password, err := readPassword(c.env.Stdin)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Keychain = login{authn.FromConfig(authn.AuthConfig{Username: f.username, Password: password})}
+	}
+	return artifact.NewClient(cfg), nil
+}
+
+// readPassword reads one line.
+func readPassword(r io.Reader) (string, error) {
+	if r == nil {
+		r = strings.NewReader("")
+	}
+	line, err := bufio.NewReader(io.LimitReader(r, 64<<10)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return "", fmt.Errorf("read password: %w", err)
+	}
+	password := strings.TrimRight(line, "\r\n")
+	if password == "" {
+		return "", errors.New("read password: there is none on standard input")
+	}
+	return password, nil
+}
+
+// A login is a keychain with one key, for whichever registry is asked.
+type login struct{ authn.Authenticator }
+
+func (l login) Resolve(authn.Resource) (authn.Authenticator, error) { return l.Authenticator, nil }
+
+// denied adds to an error what users can do who were not let in.
+func denied(err error) error {
+	if e, ok := errors.AsType[*fetch.Error](err); ok && e.Kind == fetch.Denied {
+		return fmt.Errorf("%w; to give credentials, use docker login, podman login or --username", err)
+	}
+	return err
+}
+
+// parseRef reads an argument that must be a reference.
+func parseRef(text string) (module.Ref, error) {
+	ref, err := module.ParseRef(text, "")
+	if err != nil {
+		return ref, misuse{err}
+	}
+	return ref, nil
+}
+
+// checked says what is in a module; one that Envoy would refuse is an error unless it
+// is forced, one that is not Wasm always is.
+func (c *command) checked(name string, wasm []byte, force bool) (module.Info, error) {
+	info, err := artifact.Check(wasm)
+	if err == nil {
+		return info, nil
+	}
+	err = fmt.Errorf("%s: %w", name, err)
+	if _, ok := errors.AsType[*artifact.RefusedError](err); !ok {
+		return info, err
+	}
+	if !force {
+		return info, fmt.Errorf("%w (if you know better, use --force)", err)
+	}
+	fmt.Fprintf(c.env.Stderr, "chandler: warning: %v\n", err)
+	return info, nil
+}
+
+// argsBetween refuses fewer or more arguments than these; usage says what they are.
+func argsBetween(least, most int, usage string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < least || len(args) > most {
+			return misuse{fmt.Errorf("%s wants %s, got %d arguments", cmd.CommandPath(), usage, len(args))}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,42 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/chandler-proxy/chandler/internal/artifact/template"
+	"github.com/chandler-proxy/chandler/internal/artifact/toolchain"
+)
+
+func (c *command) pluginInit() *cobra.Command {
+	var lang, dir string
+	cmd := &cobra.Command{
+		Use:   "init --lang LANGUAGE NAME",
+		Short: "Begin a plugin: one that builds, with a test and a Dockerfile",
+		Long: `init writes a small plugin that adds the headers of its configuration to responses,
+with a test, a Dockerfile, a WasmPlugin and a README, into a new folder NAME.`,
+		Args: argsBetween(1, 1, "a NAME"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if lang == "" {
+				return misuse{errors.New("--lang is required: go, rust, cpp or assemblyscript")}
+			}
+			language, err := toolchain.ParseLanguage(lang)
+			if err != nil {
+				return misuse{fmt.Errorf("--lang: %w", err)}
+			}
+			name := args[0]
+			to := filepath.Join(dir, name)
+			if err := template.Write(to, language, name); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.env.Stdout, "%s: see README.md there; chandler plugin build %s builds it\n", to, to)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&lang, "lang", "", "`LANGUAGE` of the plugin: go, rust, cpp or assemblyscript")
+	cmd.Flags().StringVar(&dir, "dir", ".", "`DIR` to make the plugin's folder in")
+	return cmd
+}
