@@ -12,12 +12,16 @@ import (
 	"testing"
 )
 
+// untried has the agent pass modules on to Envoy that it could know to be broken,
+// for tests of what comes of that.
+const untried = "--preflight=false"
+
 // Both variants of xDS: a plugin is created, changed, changed to one that cannot
 // be had, and deleted, and one that cannot be had is created, while requests go on.
 func TestLifecycleOfVariants(t *testing.T) {
 	for name, args := range map[string][]string{
-		"incremental":        nil,
-		"state of the world": {"--state-of-the-world"},
+		"incremental":        {untried},
+		"state of the world": {untried, "--state-of-the-world"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startShelf(t)
@@ -76,7 +80,7 @@ func TestTroubleWhileFetching(t *testing.T) {
 	s := startShelf(t)
 	url := s.put("header.wasm", module(t, "trouble"))
 	refuse := s.put("refuse.wasm", testModule(t, "refuse-config"))
-	m := start(t)
+	m := start(t, func(m *mesh) { m.AgentArgs = []string{untried} })
 	m.write("plugin.yaml", plugin("a", url, "a"))
 	m.answers(200, "a")
 	for name, trouble := range map[string]func(){

@@ -548,17 +548,29 @@ func TestPluginsDoNotWaitForEachOther(t *testing.T) {
 
 // A module that is one, but that Envoy refuses to run.
 func TestModuleThatEnvoyRefuses(t *testing.T) {
+	for _, preflight := range []bool{true, false} {
+		t.Run(fmt.Sprintf("preflight %v", preflight), func(t *testing.T) { testModuleThatEnvoyRefuses(t, preflight) })
+	}
+}
+
+func testModuleThatEnvoyRefuses(t *testing.T, preflight bool) {
+	tried := func(m *mesh) { m.AgentArgs = append(m.AgentArgs, fmt.Sprintf("--preflight=%v", preflight)) }
 	r := startRegistry(t)
 	push := func(name string, content []byte) string {
 		r.pushArtifact(t, name+":1", pluginImage(t, content))
 		return "oci://" + r.Addr + "/" + name + ":1"
 	}
 	good, better := push("good", module(t, "good")), push("better", module(t, "better"))
-	bad := []struct{ name, url string }{
-		{"refuse-config", push("refuse-config", testModule(t, "refuse-config"))},
-		{"missing-import", push("missing-import", testModule(t, "missing-import"))},
+	bad := []struct{ name, url, reason string }{
+		{"refuse-config", push("refuse-config", testModule(t, "refuse-config")), "refused its configuration"},
+		{"missing-import", push("missing-import", testModule(t, "missing-import")), "missing import"},
 	}
-	m := start(t)
+	if !preflight {
+		for i := range bad {
+			bad[i].reason = "the proxy refused it"
+		}
+	}
+	m := start(t, tried)
 	for _, tt := range bad {
 		t.Run("update to "+tt.name, func(t *testing.T) {
 			m := m.in(t)
@@ -568,7 +580,7 @@ func TestModuleThatEnvoyRefuses(t *testing.T) {
 			rejected := m.metric(m.Monitoring, rejects)
 			l := m.load()
 			m.write("plugin.yaml", plugin("header", tt.url, "bad"))
-			m.refused("header", "the proxy refused it", "istio-system.header")
+			m.refused("header", tt.reason, "istio-system.header")
 			if now := m.metric(m.Monitoring, rejects); now <= rejected {
 				t.Errorf("%s went from %v to %v", rejects, rejected, now)
 			}
@@ -589,7 +601,7 @@ func TestModuleThatEnvoyRefuses(t *testing.T) {
 			m.answers(200, "good")
 			l := m.load()
 			m.write("new.yaml", plugin(name, tt.url, "new", "priority: 10"))
-			m.refused(name, "the proxy refused it", "istio-system."+name)
+			m.refused(name, tt.reason, "istio-system."+name)
 			l.more(100)
 			l.only(ok("good"))
 			l = m.load()
@@ -602,16 +614,16 @@ func TestModuleThatEnvoyRefuses(t *testing.T) {
 		})
 	}
 	for _, tt := range []struct {
-		name, url, strategy string
-		status              int
+		name, url, reason, strategy string
+		status                      int
 	}{
-		{"FAIL_CLOSE", bad[0].url, "failStrategy: FAIL_CLOSE", 403},
-		{"FAIL_OPEN", bad[1].url, "failStrategy: FAIL_OPEN", 200},
+		{"FAIL_CLOSE", bad[0].url, bad[0].reason, "failStrategy: FAIL_CLOSE", 403},
+		{"FAIL_OPEN", bad[1].url, bad[1].reason, "failStrategy: FAIL_OPEN", 200},
 	} {
 		t.Run("start with "+tt.name, func(t *testing.T) {
-			m := start(t, resources("plugin.yaml", plugin("first", tt.url, "first", tt.strategy)))
+			m := start(t, tried, resources("plugin.yaml", plugin("first", tt.url, "first", tt.strategy)))
 			l := m.load()
-			m.refused("first", "the proxy refused it")
+			m.refused("first", tt.reason)
 			l.more(100)
 			l.only(answer{status: tt.status})
 			l = m.load()

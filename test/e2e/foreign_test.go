@@ -193,7 +193,7 @@ func TestForeignControlPlane(t *testing.T) {
 			m := prepare(t)
 			one, two := s.put("one.wasm", module(t, "one")), s.put("two.wasm", module(t, "two"))
 			m.ControlXDS = f.addr
-			m.AgentArgs = []string{"--", "-c", f.bootstrap(m, variant, s)}
+			m.AgentArgs = []string{untried, "--", "-c", f.bootstrap(m, variant, s)}
 			f.publish(m.Gateway, one, "", "first")
 			m.startAgent()
 			m.ready()
@@ -246,7 +246,7 @@ func TestForeignUntouched(t *testing.T) {
 			m := prepare(t)
 			m.ControlXDS = f.addr
 			m.AgentEnv = []string{"ISTIO_AGENT_ENABLE_WASM_REMOTE_LOAD_CONVERSION=false"}
-			m.AgentArgs = []string{"--", "-c", f.bootstrap(m, variant, s)}
+			m.AgentArgs = []string{untried, "--", "-c", f.bootstrap(m, variant, s)}
 			one := module(t, "one")
 			f.publish(m.Gateway, s.put("one.wasm", one), fmt.Sprintf("%x", sha256.Sum256(one)), "first")
 			m.startAgent()
