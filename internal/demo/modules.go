@@ -1,9 +1,7 @@
 package demo
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -16,10 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/chandler-proxy/chandler/plugins"
 )
@@ -32,56 +27,34 @@ func shipped() []string { return []string{plugins.BasicAuth, plugins.HeaderCount
 func repository(file string) string { return strings.TrimSuffix(file, ".wasm") }
 
 // NewRegistry is an OCI registry on ln that holds the example plugins of
-// modules, usually [plugins.Modules], each under [ImageTag]. Clients may push
-// more; nothing outlives the server.
-func NewRegistry(ln net.Listener, modules fs.FS) (*Server, error) {
+// modules, usually [plugins.Modules], each under [ImageTag] as the image that build
+// makes of it. Clients may push more; nothing outlives the server.
+func NewRegistry(ln net.Listener, modules fs.FS, build func(wasm []byte) (v1.Image, error)) (*Server, error) {
 	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	for _, file := range shipped() {
 		module, err := fs.ReadFile(modules, file)
 		if err != nil {
 			return nil, err
 		}
-		if err := push(handler, repository(file)+":"+ImageTag, module); err != nil {
+		img, err := build(module)
+		if err != nil {
+			return nil, fmt.Errorf("make image of %s: %w", file, err)
+		}
+		if err := push(handler, repository(file)+":"+ImageTag, img); err != nil {
 			return nil, fmt.Errorf("push %s into demo registry: %w", file, err)
 		}
 	}
 	return &Server{Name: "registry", ln: ln, handler: handler}, nil
 }
 
-// push puts module into the registry behind handler, in process: it is there
+// push puts img into the registry behind handler, in process: it is there
 // before the first request can come.
-func push(handler http.Handler, reference string, module []byte) error {
+func push(handler http.Handler, reference string, img v1.Image) error {
 	ref, err := name.ParseReference("localhost/" + reference)
 	if err != nil {
 		return err
 	}
-	img, err := image(module)
-	if err != nil {
-		return err
-	}
 	return remote.Write(ref, img, remote.WithTransport(inProcess{handler}))
-}
-
-// image is what a Dockerfile of FROM scratch and COPY plugin.wasm ./plugin.wasm
-// builds. The same module makes the same image.
-func image(module []byte) (v1.Image, error) {
-	var archive bytes.Buffer
-	w := tar.NewWriter(&archive)
-	if err := w.WriteHeader(&tar.Header{Name: "plugin.wasm", Mode: 0o644, Size: int64(len(module))}); err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(module); err != nil {
-		return nil, err
-	}
-	if err := w.Close(); err != nil {
-		return nil, err
-	}
-	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive.Bytes())), nil }
-	layer, err := tarball.LayerFromOpener(open, tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
-	if err != nil {
-		return nil, err
-	}
-	return mutate.AppendLayers(empty.Image, layer)
 }
 
 // inProcess is a transport whose other end is a handler.

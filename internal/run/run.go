@@ -15,9 +15,11 @@ import (
 	"net/http"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/chandler-proxy/chandler/internal/agent"
+	"github.com/chandler-proxy/chandler/internal/artifact"
 	"github.com/chandler-proxy/chandler/internal/control"
 	"github.com/chandler-proxy/chandler/internal/demo"
 	"github.com/chandler-proxy/chandler/plugins"
@@ -77,7 +79,7 @@ func demoServers(ctx context.Context) ([]*demo.Server, error) {
 		addr string
 		new  func(net.Listener) (*demo.Server, error)
 	}{
-		{demo.RegistryAddr, func(l net.Listener) (*demo.Server, error) { return demo.NewRegistry(l, modules) }},
+		{demo.RegistryAddr, func(l net.Listener) (*demo.Server, error) { return demo.NewRegistry(l, modules, image) }},
 		{demo.FilesAddr, func(l net.Listener) (*demo.Server, error) { return demo.NewFiles(l, modules) }},
 		{demo.ProductpageAddr, func(l net.Listener) (*demo.Server, error) { return demo.NewProductpage(l), nil }},
 		{demo.HTTPBinAddr, func(l net.Listener) (*demo.Server, error) { return demo.NewHTTPBin(l), nil }},
@@ -94,6 +96,9 @@ func demoServers(ctx context.Context) ([]*demo.Server, error) {
 	}
 	return servers, nil
 }
+
+// image is what a Dockerfile of FROM scratch and COPY plugin.wasm builds of a module.
+func image(wasm []byte) (v1.Image, error) { return artifact.Build(wasm, artifact.Options{}) }
 
 // closeAll closes the listeners of servers that will not run.
 func closeAll(servers []*demo.Server) error {
