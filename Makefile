@@ -13,6 +13,9 @@ PLUGIN_SOURCES := go.mod go.sum $(filter-out %_test.go,$(wildcard plugins/*/*.go
 # The packages that have end-to-end tests.
 E2E = $(shell git grep -l --untracked '^//go:build e2e$$' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|')
 
+# The end-to-end tests that are not about an Envoy process; they are run on the engine too.
+ON_ENGINE := TestImages|TestPull|TestHTTP|TestFailing|TestPlugins|TestModule|TestDeleted|TestMany|TestFiles|TestGateway|TestSidecar|TestNetwork|TestOrder
+
 # One compilation, with these, serves the binary, the linters and the end-to-end
 # tests; only the race detector needs another.
 export CGO_ENABLED := 0
@@ -55,6 +58,8 @@ race: ## unit tests under the race detector
 e2e: build envoy ## end-to-end tests: real Envoy, real registries, the READMEs' commands
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
 		$(GO) test -tags e2e -count 1 -p 1 -timeout 20m $(E2E)
+	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) CHANDLER_E2E_PROXY=engine \
+		$(GO) test -tags e2e -count 1 -timeout 10m -run '$(ON_ENGINE)' ./test/e2e
 
 bench: build envoy ## benchmarks
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \

@@ -15,6 +15,7 @@ nghttp2-client: command -v h2load
 curl: command -v curl
 git: command -v git
 iproute2: command -v ip
+iptables: command -v iptables
 openssl: command -v openssl
 python3-venv: python3 -c "import ensurepip, venv"
 gcc: command -v gcc

@@ -56,7 +56,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer upstream.Close()
-	proxy, err := openEnvoy(ctx, cfg)
+	proxy, err := openDataPlane(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func Run(ctx context.Context, cfg Config) error {
 	status := newStatus(cfg, proxy, xds.Connected, func() { quit(envoy.ErrNoDrain) })
 
 	g, ctx := errgroup.WithContext(ctx)
-	drained := stage(ctx, g, "envoy", proxy.Run)
+	drained := stage(ctx, g, "proxy", proxy.Run)
 	relayed := stage(drained, g, "xds relay", func(ctx context.Context) error { return xds.Run(ctx, socket) })
 	g.Go(part(relayed, "modules", modules.Run))
 	g.Go(part(relayed, "status", func(ctx context.Context) error { return status.run(ctx, port) }))

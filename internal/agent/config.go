@@ -20,8 +20,8 @@ import (
 	"github.com/chandler-proxy/chandler/internal/mesh"
 )
 
-// A Config is everything the agent can be told. Upstream, Envoy and Log are
-// required, and so is Proxy unless EnvoyArgs bring a bootstrap.
+// A Config is everything the agent can be told. Upstream, Log and one of Envoy and
+// Engine are required, and so is Proxy unless EnvoyArgs bring a bootstrap.
 type Config struct {
 	Upstream string // ADS server, host:port, in plain text
 	DataDir  string // default /var/lib/chandler; the agent's socket is xds.sock in it
@@ -34,6 +34,7 @@ type Config struct {
 	Service         string     // node cluster, default WORKLOAD.NAMESPACE
 	StateOfTheWorld bool       // let Envoy ask for whole sets instead of changes
 
+	Engine      bool           // run the embedded engine, not an Envoy
 	Envoy       string         // path of the binary; see [envoy.Find]
 	EnvoyArgs   []string       // passed on; may name a bootstrap of the user's own with -c, or add to ours with --config-yaml
 	EnvoyOutput io.Writer      // default stderr
@@ -58,8 +59,12 @@ func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.Upstream == "":
 		return c, errors.New("upstream is required")
-	case c.Envoy == "":
+	case c.Envoy == "" && !c.Engine:
 		return c, errors.New("path of envoy is required")
+	case c.Engine && len(c.EnvoyArgs) > 0:
+		return c, errors.New("arguments of envoy go with an envoy only")
+	case c.Engine && c.StateOfTheWorld:
+		return c, errors.New("the engine has only the incremental variant of xDS")
 	case c.Log == nil:
 		return c, errors.New("log is required")
 	}

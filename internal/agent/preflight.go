@@ -11,6 +11,9 @@ import (
 	"github.com/chandler-proxy/chandler/internal/store"
 )
 
+// preflightDir, in the data directory, keeps compiled modules.
+const preflightDir = "preflight"
+
 // A Try tries the module of an extension with its configuration. An error says
 // why it does not work; one that could not be tried passes.
 type Try func(context.Context, *ecds.Extension, *store.Lease) error
@@ -23,7 +26,7 @@ func OpenPreflight(cfg Config) (Try, error) {
 	}
 	p, err := preflight.New(preflight.Config{
 		Command:  cfg.Preflight,
-		CacheDir: filepath.Join(cfg.DataDir, "preflight"),
+		CacheDir: filepath.Join(cfg.DataDir, preflightDir),
 		Log:      cfg.Log,
 	})
 	if err != nil {

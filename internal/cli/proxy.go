@@ -29,7 +29,7 @@ type proxyFlags struct {
 }
 
 func (f *proxyFlags) add(flags *pflag.FlagSet, data, dataUsage string) {
-	flags.StringVar(&f.kind, "proxy", "envoy", "`KIND` of the proxy: envoy")
+	flags.StringVar(&f.kind, "proxy", "envoy", "`KIND` of the proxy: envoy, or engine, the embedded one, for trying out")
 	flags.StringVar(&f.envoy, "envoy", "", "`PATH` of the Envoy binary (default: envoy on $PATH, then what scripts/envoy.sh fetched)")
 	flags.StringVar(&f.id, "id", "", "`ID` of the proxy: TYPE~IP~NAME.NAMESPACE~DOMAIN, where TYPE is router or sidecar (default: a router)")
 	flags.StringVar(&f.namespace, "namespace", "", "`NAMESPACE` of the proxy (default: that in --id, or istio-system)")
@@ -46,8 +46,8 @@ func (f *proxyFlags) add(flags *pflag.FlagSet, data, dataUsage string) {
 // config reads the flags into an agent's configuration.
 func (f *proxyFlags) config(c *command) (agent.Config, error) {
 	var cfg agent.Config
-	if f.kind != "envoy" {
-		return cfg, misuse{fmt.Errorf("--proxy: %q is not a proxy; want envoy", f.kind)}
+	if f.kind != "envoy" && f.kind != "engine" {
+		return cfg, misuse{fmt.Errorf("--proxy: %q is neither envoy nor engine", f.kind)}
 	}
 	var err error
 	if cfg.Log, err = c.logger(); err != nil {
@@ -59,8 +59,10 @@ func (f *proxyFlags) config(c *command) (agent.Config, error) {
 	if cfg.Admin, err = netip.ParseAddrPort(f.admin); err != nil {
 		return cfg, misuse{fmt.Errorf("--admin: %q is not an IP address and port", f.admin)}
 	}
-	if cfg.Envoy, err = envoy.Find(f.envoy, envoyFetched); err != nil {
-		return cfg, err
+	if cfg.Engine = f.kind == "engine"; !cfg.Engine {
+		if cfg.Envoy, err = envoy.Find(f.envoy, envoyFetched); err != nil {
+			return cfg, err
+		}
 	}
 	if f.preflight {
 		if cfg.Preflight, err = preflightCommand(); err != nil {

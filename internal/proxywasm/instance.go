@@ -209,6 +209,7 @@ func (in *Instance) has(cb callback) bool { return in.exports[cb] && in.failed.L
 // the callback is not exported, or the guest failed. The instance is locked.
 func (in *Instance) call(c *Context, cb callback, args ...uint32) uint32 {
 	if !in.has(cb) {
+		in.stop = false // nothing of an earlier callback's holds for this one
 		return 0
 	}
 	fn := in.fns[cb]

@@ -44,6 +44,11 @@ type extension struct {
 	ext    *ecds.Extension    // of the last that was wanted and could be read
 	idle   bool               // no listener has it: it is a no-op, and wanted is not pursued
 
+	// situation is what Envoy was doing when it first asked. One that was starting
+	// then goes live as soon as it refuses the extension: that does not make it one
+	// that served without.
+	situation ecds.Situation
+
 	have string    // version that Envoy runs; empty: nothing
 	sent *delivery // awaits Envoy's answer
 	next *delivery // follows sent
@@ -149,7 +154,10 @@ func (s *session) subscribe(name string, req *request) {
 	if s.extensions[name] != nil {
 		return
 	}
-	e := &extension{name: name}
+	e := &extension{name: name, situation: ecds.Starting}
+	if s.relay.cfg.Serving() {
+		e.situation = ecds.Serving
+	}
 	s.extensions[name] = e
 	has, ok := req.have[name]
 	if !ok {
@@ -284,7 +292,7 @@ func (s *session) pursue(e *extension) error {
 		return s.refuse(e, wantResult(err), err)
 	}
 	s.fetch(e, 0)
-	if !s.relay.cfg.Serving() {
+	if e.situation == ecds.Starting {
 		return nil
 	}
 	// A listener that waits for its extension would go live without it, and
@@ -396,11 +404,7 @@ func (s *session) standIn(e *extension) error {
 	if e.have != "" || e.sent != nil || e.wanted.ext == nil {
 		return nil
 	}
-	situation := ecds.Starting
-	if s.relay.cfg.Serving() {
-		situation = ecds.Serving
-	}
-	return s.sendStandIn(e, e.wanted.ext.Verdict(situation), s.relay.listenerTypes(e.name))
+	return s.sendStandIn(e, e.wanted.ext.Verdict(e.situation), s.relay.listenerTypes(e.name))
 }
 
 func (s *session) sendStandIn(e *extension, v ecds.Verdict, types []string) error {
@@ -427,7 +431,7 @@ func (s *session) deliver(e *extension, d *delivery) error {
 	if e.sent == nil && e.have == d.version {
 		return s.running(e, d) // Envoy has it from an earlier stream
 	}
-	if e.sent == nil && e.have == "" && s.relay.cfg.Serving() {
+	if e.sent == nil && e.have == "" && e.situation == ecds.Serving {
 		if err := s.standIn(e); err != nil {
 			return err
 		}

@@ -460,6 +460,7 @@ func TestProxyRefusesTheOnlyVersion(t *testing.T) {
 	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
 	h.fetched("a", "one")
 	h.trace = nil
+	h.serving = true // as Envoy does once it has refused what it waited for
 	h.nack("a", "cannot load")
 	h.expect("down a v1~deny: 318 bytes of wasm", "up nack 1: extension a: the proxy refused it: cannot load")
 }

@@ -4,11 +4,13 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -35,15 +38,25 @@ func tool(t testing.TB, variable string) string {
 	return path
 }
 
+// ports are handed out one after the other, below those that the system takes for
+// outgoing connections, so that no other socket takes one before it is bound.
+var ports atomic.Int64
+
 // freePort is a loopback port that nothing listens on.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, last = 20000, 32000
+	ports.CompareAndSwap(0, first+rand.Int64N(last-first))
+	for range last - first {
+		port := int(first + ports.Add(1)%(last-first))
+		l, err := net.Listen("tcp", loopback(port))
+		if err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no port is free")
+	return 0
 }
 
 func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
@@ -169,6 +182,7 @@ type mesh struct {
 	ControlXDS string
 	Monitoring string
 
+	Proxy     string // envoy or engine
 	AgentEnv  []string
 	AgentArgs []string
 	Control   *process
@@ -191,6 +205,7 @@ func prepare(t testing.TB, options ...func(*mesh)) *mesh {
 	m := &mesh{
 		t:          t,
 		Dir:        t.TempDir(),
+		Proxy:      cmp.Or(os.Getenv("CHANDLER_E2E_PROXY"), "envoy"),
 		Data:       shortTempDir(t),
 		Gateway:    loopback(freePort(t)),
 		Admin:      loopback(freePort(t)),
@@ -247,7 +262,7 @@ func (m *mesh) startControl() {
 func (m *mesh) startAgent() {
 	m.t.Helper()
 	args := append([]string{"agent",
-		"--control", m.ControlXDS, "--data", m.Data, "--proxy", "envoy", "--envoy", tool(m.t, "CHANDLER_ENVOY"),
+		"--control", m.ControlXDS, "--data", m.Data, "--proxy", m.Proxy, "--envoy", tool(m.t, "CHANDLER_ENVOY"),
 		"--namespace", "istio-system", "--labels", "istio=ingressgateway",
 		"--admin", m.Admin, "--status", m.AgentHTTP}, m.AgentArgs...)
 	m.Agent = spawn(m.t, m.AgentEnv, tool(m.t, "CHANDLER_BIN"), args...)

@@ -9,10 +9,16 @@ import (
 // A plugin is created, changed, given another module, rolled back and deleted
 // while requests go on: each is answered, with one version of it or without.
 func TestLifecycleUnderLoad(t *testing.T) {
+	for _, proxy := range []string{"envoy", "engine"} {
+		t.Run(proxy, func(t *testing.T) { testLifecycle(t, proxy) })
+	}
+}
+
+func testLifecycle(t *testing.T, proxy string) {
 	r := startRegistry(t)
 	v1 := r.push(t, "header:1", module(t, "one"), "docker")
 	v2 := r.push(t, "header:2", module(t, "two"), "oci")
-	m := start(t)
+	m := start(t, func(m *mesh) { m.Proxy = proxy })
 	m.answers(200, "")
 	l := m.load()
 	l.more(200)

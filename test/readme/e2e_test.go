@@ -34,32 +34,37 @@ func TestExamples(t *testing.T) {
 		{"examples/envoyfilter/README.md", []string{"-f", "examples/envoyfilter"}},
 		{"examples/httpbin/README.md", append([]string{"-f", "examples/httpbin"}, sidecar...)},
 	} {
-		t.Run(tt.file, func(t *testing.T) {
-			text, err := os.ReadFile("../../" + tt.file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			commands, err := Parse(tt.file, string(text))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(commands) == 0 {
-				t.Fatal("no commands")
-			}
-			dir := t.TempDir()
-			if err := os.CopyFS(filepath.Join(dir, "examples"), os.DirFS("../../examples")); err != nil {
-				t.Fatal(err)
-			}
-			chandler(t, dir, tt.args)
-			for _, c := range commands {
-				ctx, cancel := context.WithTimeout(t.Context(), patience)
-				err := c.Run(ctx, dir, nil)
-				cancel()
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-		})
+		for _, proxy := range []string{"envoy", "engine"} {
+			t.Run(tt.file+" on "+proxy, func(t *testing.T) { testExample(t, tt.file, append(tt.args, "--proxy", proxy)) })
+		}
+	}
+}
+
+// testExample runs what one document shows.
+func testExample(t *testing.T, file string, args []string) {
+	text, err := os.ReadFile("../../" + file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands, err := Parse(file, string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(commands) == 0 {
+		t.Fatal("no commands")
+	}
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "examples"), os.DirFS("../../examples")); err != nil {
+		t.Fatal(err)
+	}
+	chandler(t, dir, args)
+	for _, c := range commands {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		err := c.Run(ctx, dir, nil)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -72,7 +77,7 @@ func chandler(t *testing.T, dir string, args []string) {
 		t.Fatal("CHANDLER_BIN or CHANDLER_ENVOY is not set: run make e2e")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, binary, append([]string{"run", "--proxy", "envoy", "--envoy", envoy, "--data", filepath.Join(dir, "data")}, args...)...)
+	cmd := exec.CommandContext(ctx, binary, append([]string{"run", "--envoy", envoy, "--data", filepath.Join(dir, "data")}, args...)...)
 	cmd.Dir = dir
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute

@@ -1,0 +1,233 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	defaultConnectTimeout = 5 * time.Second
+	defaultDNSRefresh     = 5 * time.Second
+	defaultUpstreamIdle   = time.Hour
+	httpOptions           = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+	// unlimited is what a circuit breaker's limit must be at least: Envoy's default
+	// for connections and requests. The engine has none.
+	unlimited, unlimitedRetries = 1024, 3
+)
+
+// Discovery is how a cluster finds its endpoints.
+type Discovery uint8
+
+const (
+	Static Discovery = iota
+	EDS
+	DNS
+	OriginalDst
+)
+
+// A Cluster is a set of endpoints and how to reach them.
+type Cluster struct {
+	Name        string
+	StatName    string
+	Discovery   Discovery
+	Service     string        // name of its endpoints, of EDS
+	Timeout     time.Duration // how long to wait for them at first; 0 is forever
+	Connect     time.Duration
+	Balance     clusterv3.Cluster_LbPolicy
+	Endpoints   []Endpoint // of Static and DNS
+	DNSRefresh  time.Duration
+	Family      clusterv3.Cluster_DnsLookupFamily
+	Source      netip.AddrPort // to connect from; zero for any
+	TLS         *TLS
+	HTTP2       bool
+	AutoSNI     bool
+	AutoSAN     bool
+	MaxRequests uint32        // on one connection; 0 for no limit
+	Idle        time.Duration // of a connection; 0 for no limit
+	Identity    string        // equal for clusters of equal meaning
+	Message     *clusterv3.Cluster
+}
+
+// An Endpoint is where a cluster's requests go.
+type Endpoint struct {
+	Host   string // an IP address, or a name, of DNS
+	Port   uint16
+	Pipe   string // path of a Unix socket, in place of Host and Port
+	Weight uint32 // 1 at least
+}
+
+// DecodeCluster decodes a cluster.
+func DecodeCluster(m *clusterv3.Cluster) (*Cluster, error) {
+	d := new(decoder)
+	if !d.start("", m) {
+		return nil, d.err
+	}
+	c := &Cluster{
+		Name: m.GetName(), StatName: m.GetName(), Message: m,
+		Connect: duration(m.GetConnectTimeout(), defaultConnectTimeout),
+		Balance: m.GetLbPolicy(),
+		//lint:ignore SA1019 control planes write it, ours too
+		DNSRefresh: duration(m.GetDnsRefreshRate(), defaultDNSRefresh),
+		Family:     m.GetDnsLookupFamily(),
+		TLS:        d.upstreamTLS("transport_socket", m.GetTransportSocket()),
+		Idle:       defaultUpstreamIdle,
+	}
+	if m.GetAltStatName() != "" {
+		c.StatName = m.GetAltStatName()
+	}
+	//lint:ignore SA1019 control planes write it, ours too
+	if m.GetRespectDnsTtl() {
+		// Go's resolver does not tell the TTL: ask often enough for short ones.
+		c.DNSRefresh = min(c.DNSRefresh, defaultDNSRefresh)
+	}
+	d.discovery(m, c)
+	d.balance(c)
+	d.breakers(m)
+	d.protocol(m, c)
+	if s := m.GetUpstreamBindConfig().GetSourceAddress(); s != nil {
+		c.Source = d.address("upstream_bind_config.source_address", &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: s}})
+	}
+	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		d.fail("", "%v", err)
+	}
+	c.Identity = string(raw)
+	if d.err != nil {
+		return nil, d.err
+	}
+	return c, nil
+}
+
+func (d *decoder) discovery(m *clusterv3.Cluster, c *Cluster) {
+	switch m.GetType() {
+	case clusterv3.Cluster_STATIC:
+		c.Discovery = Static
+	case clusterv3.Cluster_STRICT_DNS:
+		c.Discovery = DNS
+	case clusterv3.Cluster_ORIGINAL_DST:
+		c.Discovery = OriginalDst
+	case clusterv3.Cluster_EDS:
+		c.Discovery, c.Service = EDS, m.GetEdsClusterConfig().GetServiceName()
+		if c.Service == "" {
+			c.Service = c.Name
+		}
+		c.Timeout = d.ads("eds_cluster_config.eds_config", m.GetEdsClusterConfig().GetEdsConfig())
+	default:
+		d.fail("type", "%s is not supported by the engine", m.GetType())
+	}
+	if a := m.GetLoadAssignment(); a != nil {
+		if c.Discovery != Static && c.Discovery != DNS {
+			d.fail("load_assignment", "a cluster of type %s has none", m.GetType())
+		}
+		c.Endpoints = d.endpoints("load_assignment", a, c.Discovery == DNS)
+	}
+}
+
+func (d *decoder) balance(c *Cluster) {
+	switch c.Balance {
+	case clusterv3.Cluster_ROUND_ROBIN, clusterv3.Cluster_LEAST_REQUEST, clusterv3.Cluster_RANDOM:
+		if c.Discovery == OriginalDst {
+			d.fail("lb_policy", "%s does not go with ORIGINAL_DST", c.Balance)
+		}
+	case clusterv3.Cluster_CLUSTER_PROVIDED:
+		if c.Discovery != OriginalDst {
+			d.fail("lb_policy", "CLUSTER_PROVIDED goes with ORIGINAL_DST only")
+		}
+	default:
+		d.fail("lb_policy", "%s is not supported by the engine", c.Balance)
+	}
+}
+
+// breakers refuses limits that are lower than Envoy's defaults: the engine has none.
+func (d *decoder) breakers(m *clusterv3.Cluster) {
+	for i, t := range m.GetCircuitBreakers().GetThresholds() {
+		path := at("circuit_breakers.thresholds", i)
+		for _, l := range []struct {
+			field string
+			set   bool
+			value uint32
+			least uint32
+		}{
+			{"max_connections", t.GetMaxConnections() != nil, t.GetMaxConnections().GetValue(), unlimited},
+			{"max_pending_requests", t.GetMaxPendingRequests() != nil, t.GetMaxPendingRequests().GetValue(), unlimited},
+			{"max_requests", t.GetMaxRequests() != nil, t.GetMaxRequests().GetValue(), unlimited},
+			{"max_retries", t.GetMaxRetries() != nil, t.GetMaxRetries().GetValue(), unlimitedRetries},
+		} {
+			if l.set && l.value < l.least {
+				d.fail(in(path, l.field), "%d: the engine does not limit, and takes what is %d or more as no limit", l.value, l.least)
+			}
+		}
+	}
+}
+
+func (d *decoder) protocol(m *clusterv3.Cluster, c *Cluster) {
+	for name, a := range m.GetTypedExtensionProtocolOptions() {
+		path := "typed_extension_protocol_options[" + name + "]"
+		if name != httpOptions {
+			d.fail(path, "not supported by the engine")
+			return
+		}
+		o := new(upstreamhttpv3.HttpProtocolOptions)
+		if !d.unpack(path, a, o) {
+			return
+		}
+		c.HTTP2 = o.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil
+		c.AutoSNI = o.GetUpstreamHttpProtocolOptions().GetAutoSni()
+		c.AutoSAN = o.GetUpstreamHttpProtocolOptions().GetAutoSanValidation()
+		c.MaxRequests = o.GetCommonHttpProtocolOptions().GetMaxRequestsPerConnection().GetValue()
+		c.Idle = duration(o.GetCommonHttpProtocolOptions().GetIdleTimeout(), defaultUpstreamIdle)
+	}
+	if c.TLS != nil && len(c.TLS.ALPN) > 0 {
+		d.fail("transport_socket.typed_config.common_tls_context.alpn_protocols", "not supported by the engine for an upstream: its protocol is what explicit_http_config says")
+	}
+}
+
+// DecodeEndpoints decodes the endpoints of an EDS cluster.
+func DecodeEndpoints(m *endpointv3.ClusterLoadAssignment) ([]Endpoint, error) {
+	d := new(decoder)
+	var list []Endpoint
+	if d.start("", m) {
+		list = d.endpoints("", m, false)
+	}
+	return list, d.err
+}
+
+func (d *decoder) endpoints(path string, m *endpointv3.ClusterLoadAssignment, names bool) []Endpoint {
+	var list []Endpoint
+	for i, l := range m.GetEndpoints() {
+		for j, e := range l.GetLbEndpoints() {
+			p := at(in(at(in(path, "endpoints"), i), "lb_endpoints"), j)
+			switch e.GetHealthStatus() {
+			case corev3.HealthStatus_UNKNOWN, corev3.HealthStatus_HEALTHY:
+				list = append(list, d.endpoint(in(p, "endpoint.address"), e, names))
+			case corev3.HealthStatus_DEGRADED:
+				d.fail(in(p, "health_status"), "DEGRADED is not supported by the engine")
+			}
+		}
+	}
+	return list
+}
+
+func (d *decoder) endpoint(path string, m *endpointv3.LbEndpoint, names bool) Endpoint {
+	e := Endpoint{Weight: 1}
+	if m.GetLoadBalancingWeight() != nil {
+		e.Weight = m.GetLoadBalancingWeight().GetValue()
+	}
+	a := m.GetEndpoint().GetAddress()
+	switch {
+	case a.GetPipe() != nil:
+		e.Pipe = a.GetPipe().GetPath()
+	case names && a.GetSocketAddress() != nil:
+		e.Host, e.Port = a.GetSocketAddress().GetAddress(), uint16(a.GetSocketAddress().GetPortValue())
+	default:
+		addr := d.address(path, a)
+		e.Host, e.Port = addr.Addr().String(), addr.Port()
+	}
+	return e
+}

@@ -1,0 +1,323 @@
+package hcm
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/chandler-proxy/chandler/internal/abi"
+	"github.com/chandler-proxy/chandler/internal/engine/http1"
+)
+
+// properties are what plugins have set on the stream.
+type properties struct {
+	mu     sync.Mutex
+	values map[string]string
+}
+
+// SetProperty keeps a property for the stream.
+func (f *filter) SetProperty(path, value string) abi.Status {
+	p := &f.s.set
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.values == nil {
+		p.values = map[string]string{}
+	}
+	p.values[path] = value
+	return abi.OK
+}
+
+// AppendProperty answers with Envoy's attributes.
+//
+// https://www.envoyproxy.io/docs/envoy/v1.40.0/intro/arch_overview/advanced/attributes
+func (f *filter) AppendProperty(dst []byte, path string) ([]byte, abi.Status) {
+	if out, ok := f.attribute(dst, path); ok {
+		return out, abi.OK
+	}
+	p := &f.s.set
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if v, ok := p.values[path]; ok {
+		return append(dst, v...), abi.OK
+	}
+	return dst, abi.NotFound
+}
+
+func (f *filter) attribute(dst []byte, path string) ([]byte, bool) {
+	s := f.s
+	root, rest := abi.CutPath(path)
+	name, key := abi.CutPath(rest)
+	switch root {
+	case "request":
+		return s.requestAttribute(dst, name, key, f.request.Load())
+	case "response":
+		return s.responseAttribute(dst, name, key, f.response.Load())
+	case "source", "destination":
+		addr := s.conn.Remote
+		if root == "destination" {
+			addr = s.conn.Local
+		}
+		return address(dst, name, addr.String(), int64(addr.Port()))
+	case "connection":
+		return s.conn.attribute(dst, name)
+	case "upstream":
+		return s.upstreamAttribute(dst, name)
+	case "xds":
+		return s.xdsAttribute(dst, name, path)
+	}
+	return dst, false
+}
+
+func address(dst []byte, name, addr string, port int64) ([]byte, bool) {
+	switch name {
+	case "address":
+		return append(dst, addr...), true
+	case "port":
+		return abi.AppendInt(dst, port), true
+	}
+	return dst, false
+}
+
+// requestAttribute is one of the request's. As in Envoy those that its headers
+// tell are there only as long as the plugin has the headers, and at the end.
+func (s *stream) requestAttribute(dst []byte, name, key string, seen bool) ([]byte, bool) {
+	switch name {
+	case "protocol":
+		return append(dst, s.protocol...), true
+	case "time":
+		return abi.AppendTime(dst, s.start), true
+	case "duration":
+		return s.duration(dst)
+	case "size":
+		if n, err := strconv.ParseInt(fieldOf(s.fields, "content-length"), 10, 64); err == nil && seen {
+			return abi.AppendInt(dst, n), true
+		}
+		return abi.AppendInt(dst, s.received.Load()), true
+	}
+	if !seen {
+		return dst, false
+	}
+	text := func(header string) ([]byte, bool) {
+		v, ok := s.fields.Get(header)
+		return append(dst, v...), ok
+	}
+	path, query := cutQuery(fieldOf(s.fields, ":path"))
+	switch name {
+	case "path":
+		return text(":path")
+	case "url_path":
+		return append(dst, path...), true
+	case "query":
+		return append(dst, query...), true
+	case "host":
+		return text(":authority")
+	case "scheme":
+		return text(":scheme")
+	case "method":
+		return text(":method")
+	case "referer":
+		return text("referer")
+	case "useragent":
+		return text("user-agent")
+	case "id":
+		return text("x-request-id")
+	case "headers":
+		return headerAttribute(dst, s.fields, key)
+	case "total_size":
+		return abi.AppendInt(dst, s.received.Load()+int64(byteSize(s.fields))), true
+	}
+	return dst, false
+}
+
+// duration is known when the request is over.
+func (s *stream) duration(dst []byte) ([]byte, bool) {
+	s.signal.Lock()
+	over := s.signal.finished
+	s.signal.Unlock()
+	if !over {
+		return dst, false
+	}
+	return abi.AppendDuration(dst, time.Duration(s.m.env.Now().Sub(s.start))), true
+}
+
+func byteSize(f *http1.Fields) int {
+	n := 0
+	for _, p := range f.Pairs() {
+		n += len(p.Key) + len(p.Value)
+	}
+	return n
+}
+
+// headerAttribute is one header, or all of them.
+func headerAttribute(dst []byte, f *http1.Fields, key string) ([]byte, bool) {
+	if f == nil {
+		return dst, false
+	}
+	if key == "" {
+		return abi.AppendMap(dst, f.Pairs()), true
+	}
+	value, found := "", false
+	for _, p := range f.Pairs() {
+		switch {
+		case p.Key != key:
+		case found:
+			value += "," + p.Value
+		default:
+			value, found = p.Value, true
+		}
+	}
+	return append(dst, value...), found
+}
+
+func (s *stream) responseAttribute(dst []byte, name, key string, seen bool) ([]byte, bool) {
+	head := s.head.Load()
+	switch name {
+	case "headers":
+		if !seen {
+			return dst, false
+		}
+		return headerAttribute(dst, head, key)
+	case "trailers":
+		return headerAttribute(dst, s.trailers.Load(), key)
+	case "size":
+		return abi.AppendInt(dst, s.sent.Load()), true
+	case "flags":
+		return abi.AppendInt(dst, 0), true
+	}
+	if head == nil {
+		return dst, false
+	}
+	switch name {
+	case "code":
+		return abi.AppendInt(dst, int64(statusOf(head))), true
+	case "code_details":
+		if d := s.details.Load(); d != nil {
+			return append(dst, *d...), true
+		}
+		return append(dst, "via_upstream"...), true
+	case "grpc_status":
+		f := head
+		if t := s.trailers.Load(); t != nil {
+			f = t
+		}
+		if n, err := strconv.ParseInt(fieldOf(f, "grpc-status"), 10, 64); err == nil {
+			return abi.AppendInt(dst, n), true
+		}
+	case "total_size":
+		return abi.AppendInt(dst, s.sent.Load()+int64(byteSize(head))), true
+	}
+	return dst, false
+}
+
+func (s *stream) upstreamAttribute(dst []byte, name string) ([]byte, bool) {
+	a := s.router.try.Load()
+	if a == nil || a.exchange == nil {
+		return dst, false
+	}
+	addr := a.exchange.Host().Address
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil && name == "port" {
+		return dst, false
+	}
+	return address(dst, name, addr, int64(atoi(port)))
+}
+
+func (s *stream) clusterName(dst []byte) ([]byte, bool) {
+	_, route := s.route()
+	if route == nil || route.Forward == nil {
+		return dst, false
+	}
+	w := &route.Forward.Clusters[0]
+	if s.router.try.Load() != nil {
+		w = s.router.weighted
+	}
+	return append(dst, w.Cluster...), true
+}
+
+func (s *stream) xdsAttribute(dst []byte, name, path string) ([]byte, bool) {
+	host, route := s.route()
+	switch name {
+	case "cluster_name":
+		return s.clusterName(dst)
+	case "route_name":
+		if route == nil {
+			return dst, false
+		}
+		return append(dst, route.Name...), true
+	case "virtual_host_name":
+		if host == nil {
+			return dst, false
+		}
+		return append(dst, host.Name...), true
+	case "filter_chain_name":
+		return append(dst, s.m.chain...), true
+	case "listener_direction":
+		return abi.AppendInt(dst, s.m.direction), true
+	}
+	return s.m.env.Facts(dst, path)
+}
+
+// attribute is one of the connection's.
+func (c *Conn) attribute(dst []byte, name string) ([]byte, bool) {
+	if name == "id" {
+		return abi.AppendUint(dst, c.ID), true
+	}
+	if name == "mtls" {
+		return abi.AppendBool(dst, c.TLS != nil && len(c.TLS.PeerCertificates) > 0), true
+	}
+	if name == "requested_server_name" {
+		if c.TLS != nil {
+			dst = append(dst, c.TLS.ServerName...)
+		}
+		return dst, true
+	}
+	if c.TLS == nil {
+		return dst, false
+	}
+	switch name {
+	case "tls_version":
+		if c.TLS.Version == tls.VersionTLS13 {
+			return append(dst, "TLSv1.3"...), true
+		}
+		return append(dst, "TLSv1.2"...), true
+	}
+	if len(c.TLS.PeerCertificates) == 0 {
+		return dst, false
+	}
+	leaf := c.TLS.PeerCertificates[0]
+	switch name {
+	case "subject_peer_certificate":
+		return append(dst, leaf.Subject.String()...), true
+	case "dns_san_peer_certificate":
+		if len(leaf.DNSNames) > 0 {
+			return append(dst, leaf.DNSNames[0]...), true
+		}
+	case "uri_san_peer_certificate":
+		if len(leaf.URIs) > 0 {
+			return append(dst, leaf.URIs[0].String()...), true
+		}
+	case "sha256_peer_certificate_digest":
+		sum := sha256.Sum256(leaf.Raw)
+		return hex.AppendEncode(dst, sum[:]), true
+	}
+	return dst, false
+}
+
+// Attribute is [Conn]'s for streams of bytes: what is known without a request.
+func (c *Conn) Attribute(dst []byte, path string) ([]byte, bool) {
+	root, rest := abi.CutPath(path)
+	name, _ := abi.CutPath(rest)
+	switch root {
+	case "source":
+		return address(dst, name, c.Remote.String(), int64(c.Remote.Port()))
+	case "destination":
+		return address(dst, name, c.Local.String(), int64(c.Local.Port()))
+	case "connection":
+		return c.attribute(dst, name)
+	}
+	return dst, false
+}

@@ -1,0 +1,362 @@
+// Package listener takes connections and gives each to the filter chain that is
+// for it: by where it was meant to go, by what the client says first, and by what
+// TLS tells.
+//
+// A [Socket] is an address; the [Listener] on it may be replaced at any time. Filter
+// chains that are the same in both go on with their connections; others are
+// drained: their connections end, at the latest, when the drain time is over, and
+// no request is lost.
+//
+// It does not decode configuration and does not speak HTTP. Start at [Build],
+// [Socket.Run] and Listener.serve.
+//
+// https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/config/listener/v3/listener_components.proto
+package listener
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/chandler-proxy/chandler/internal/engine/config"
+	"github.com/chandler-proxy/chandler/internal/engine/extension"
+	"github.com/chandler-proxy/chandler/internal/engine/hcm"
+	"github.com/chandler-proxy/chandler/internal/engine/stats"
+)
+
+// handshakeTimeout is how long TLS may take: Envoy's transport_socket_connect_timeout
+// has no limit by default; a client that never finishes is not worth one.
+const handshakeTimeout = 30 * time.Second
+
+// An Env is what listeners need of the rest of the engine.
+type Env struct {
+	HTTP    *hcm.Env
+	Routes  func(name string) func() *config.Routes // where the route configuration of that name will be
+	Slot    func(name string) *extension.Slot       // where the extension of that name will be
+	Secret  func(name string) *Secret
+	Open    func(config.Extension) (*extension.Extension, error) // for filters that are not discovered
+	Find    func(dst netip.AddrPort) *Listener                   // the listener for an original destination, or nil
+	Log     *slog.Logger
+	NextID  func() uint64
+	Workers *sync.WaitGroup // of the connections
+}
+
+// A Listener is what becomes of the connections to one address.
+type Listener struct {
+	Config *config.Listener
+
+	env    *Env
+	chains []*Chain
+	rest   *Chain // when no other matches; may be nil
+	stats  *listenerStats
+}
+
+type listenerStats struct {
+	total, active, destroyed, unmatched *stats.Value
+	tlsErrors                           *stats.Value
+}
+
+func newStats(r *stats.Registry, addr netip.AddrPort) *listenerStats {
+	scope := stats.Scope{Family: "listener", Name: strings.ReplaceAll(addr.String(), ":", "_")}
+	return &listenerStats{
+		total: r.Counter(scope, "downstream_cx_total"), active: r.Gauge(scope, "downstream_cx_active"),
+		destroyed: r.Counter(scope, "downstream_cx_destroy"), unmatched: r.Counter(scope, "no_filter_chain_match"),
+		tlsErrors: r.Counter(scope, "ssl.connection_error"),
+	}
+}
+
+// A Chain is a running filter chain.
+type Chain struct {
+	cfg     *config.FilterChain
+	env     *Env
+	network []hcm.Filter
+	http    *hcm.Manager
+	tcp     *tcpProxy
+	tls     *downstreamTLS
+
+	ctx    context.Context // ends when its connections must
+	cancel context.CancelFunc
+	owned  []*extension.Slot // of filters that are not discovered
+}
+
+// Build makes a listener. Filter chains that old has too are taken over. ctx is
+// that of the connections.
+func Build(ctx context.Context, cfg *config.Listener, old *Listener, env *Env) (*Listener, error) {
+	l := &Listener{Config: cfg, env: env, stats: newStats(env.HTTP.Stats, cfg.Address)}
+	have := map[string]*Chain{}
+	if old != nil && old.Config.BufferLimit == cfg.BufferLimit && old.Config.Direction == cfg.Direction {
+		for _, c := range old.all() {
+			have[c.cfg.Identity] = c
+		}
+	}
+	for _, c := range cfg.Chains {
+		chain, err := buildChain(ctx, c, have, l)
+		if err != nil {
+			return nil, err
+		}
+		l.chains = append(l.chains, chain)
+	}
+	if cfg.Default != nil {
+		chain, err := buildChain(ctx, cfg.Default, have, l)
+		if err != nil {
+			return nil, err
+		}
+		l.rest = chain
+	}
+	return l, nil
+}
+
+func (l *Listener) all() []*Chain {
+	if l.rest == nil {
+		return l.chains
+	}
+	return append(slices.Clip(l.chains), l.rest)
+}
+
+func buildChain(ctx context.Context, cfg *config.FilterChain, have map[string]*Chain, l *Listener) (*Chain, error) {
+	if c := have[cfg.Identity]; c != nil {
+		return c, nil
+	}
+	c := &Chain{cfg: cfg, env: l.env}
+	var err error
+	if c.network, err = c.filters(cfg.Network); err != nil {
+		return nil, err
+	}
+	if cfg.TLS != nil {
+		if c.tls, err = newDownstreamTLS(cfg.TLS, l.env.Secret); err != nil {
+			return nil, fmt.Errorf("filter chain %q: %w", cfg.Name, err)
+		}
+	}
+	switch {
+	case cfg.TCP != nil:
+		c.tcp = newTCP(cfg.TCP, l.env.HTTP)
+	case cfg.HTTP != nil:
+		filters, err := c.filters(cfg.HTTP.Filters)
+		if err != nil {
+			return nil, err
+		}
+		routes := func() *config.Routes { return cfg.HTTP.Routes }
+		if cfg.HTTP.Routes == nil {
+			routes = l.env.Routes(cfg.HTTP.RouteName)
+		}
+		c.http = hcm.New(cfg.HTTP, l.env.HTTP, routes, filters, hcm.Chain{
+			Name: cfg.Name, Direction: l.Config.Direction, BufferLimit: l.Config.BufferLimit,
+		})
+	}
+	c.ctx, c.cancel = context.WithCancel(ctx)
+	return c, nil
+}
+
+// filters finds or makes what the filters run.
+func (c *Chain) filters(list []config.Filter) ([]hcm.Filter, error) {
+	var filters []hcm.Filter
+	for _, f := range list {
+		slot := c.env.Slot(f.Name)
+		if f.Extension != nil {
+			e, err := c.env.Open(f.Extension)
+			if err != nil {
+				return nil, fmt.Errorf("filter %s: %w", f.Name, err)
+			}
+			slot = new(extension.Slot)
+			slot.Put(e)
+			c.owned = append(c.owned, slot)
+		}
+		filters = append(filters, hcm.Filter{Name: f.Name, Slot: slot})
+	}
+	return filters, nil
+}
+
+// Drain has the connections of chains that next does not have end, at once when
+// they are idle between requests, and by force after grace. next may be nil.
+func (l *Listener) Drain(ctx context.Context, next *Listener, grace time.Duration) {
+	for _, c := range l.all() {
+		if next != nil && slices.Contains(next.all(), c) {
+			continue
+		}
+		l.env.Workers.Go(func() { c.drain(ctx, grace) })
+	}
+}
+
+// Goodbye has every connection closed after the answer to its next request.
+// Connections that are no requests go on.
+func (l *Listener) Goodbye(ctx context.Context) {
+	for _, c := range l.all() {
+		if c.http != nil {
+			l.env.Workers.Go(func() { c.http.Drain(ctx) })
+		}
+	}
+}
+
+func (c *Chain) drain(ctx context.Context, grace time.Duration) {
+	if c.http != nil {
+		graceful, cancel := context.WithTimeout(ctx, grace)
+		c.http.Drain(graceful)
+		cancel()
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	c.cancel()
+	for _, slot := range c.owned {
+		slot.Put(nil) // streams that still have it keep it
+	}
+}
+
+// A Socket accepts connections for the listener of the time.
+type Socket struct {
+	net.Listener
+	Addr    netip.AddrPort // as it is bound
+	current atomic.Pointer[Listener]
+	closed  atomic.Bool
+}
+
+// NewSocket wraps a bound socket.
+func NewSocket(l net.Listener, first *Listener) *Socket {
+	s := &Socket{Listener: l, Addr: addrPort(l.Addr())}
+	s.current.Store(first)
+	return s
+}
+
+// Replace has the connections that come next go to l.
+func (s *Socket) Replace(l *Listener) { s.current.Store(l) }
+
+// Stop closes the socket. Connections go on.
+func (s *Socket) Stop() {
+	if s.closed.CompareAndSwap(false, true) {
+		s.Close()
+	}
+}
+
+// Run accepts connections until the socket is stopped or ctx ends.
+func (s *Socket) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, s.Stop)
+	defer stop()
+	for {
+		c, err := s.Accept()
+		if err != nil {
+			if s.closed.Load() {
+				return nil
+			}
+			var temporary interface{ Timeout() bool }
+			if errors.As(err, &temporary) && temporary.Timeout() {
+				continue
+			}
+			// Too many open files, most likely: wait until some are closed.
+			l := s.current.Load()
+			l.env.Log.Warn("accept", "listener", l.Config.Name, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		l := s.current.Load()
+		l.env.Workers.Go(func() { l.take(c) })
+	}
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		p := t.AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return netip.AddrPort{}
+}
+
+// take serves a connection to its end.
+func (l *Listener) take(raw net.Conn) {
+	c := &hcm.Conn{Conn: raw, Remote: addrPort(raw.RemoteAddr()), Local: addrPort(raw.LocalAddr()), ID: l.env.NextID()}
+	c.Dst = c.Local
+	l.serve(c, true)
+}
+
+// serve gives a connection to its filter chain. hand says whether it may be given
+// to another listener.
+func (l *Listener) serve(c *hcm.Conn, hand bool) {
+	if l.Config.OriginalDst {
+		if dst, ok := originalDst(c.Conn); ok {
+			c.Dst, c.Local = dst, dst
+		}
+	}
+	if hand && l.Config.UseOriginalDst {
+		if other := l.env.Find(c.Dst); other != nil && other != l {
+			other.serve(c, false)
+			return
+		}
+	}
+	l.stats.total.Inc()
+	l.stats.active.Inc()
+	defer l.stats.active.Dec()
+	defer l.stats.destroyed.Inc()
+	defer c.Close()
+	said, ok := l.inspect(c)
+	if !ok {
+		return
+	}
+	chain := l.match(c.Dst, said)
+	if chain == nil {
+		l.stats.unmatched.Inc()
+		return
+	}
+	chain.serve(c, l.stats)
+}
+
+// serve takes a connection through TLS and the network filters.
+func (ch *Chain) serve(c *hcm.Conn, s *listenerStats) {
+	stop := context.AfterFunc(ch.ctx, func() { c.Close() })
+	defer stop()
+	if ch.tls != nil {
+		t := tls.Server(&peeked{Conn: c.Conn, r: c.R}, ch.tls.config())
+		ctx, cancel := context.WithTimeout(ch.ctx, handshakeTimeout)
+		err := t.HandshakeContext(ctx)
+		cancel()
+		if err != nil {
+			s.tlsErrors.Inc()
+			return
+		}
+		state := t.ConnectionState()
+		c.Conn, c.R, c.TLS = t, bufio.NewReader(t), &state
+	}
+	if len(ch.network) > 0 {
+		f, ok := ch.filtered(c)
+		if !ok {
+			return
+		}
+		defer f.end()
+		c.Conn, c.R = f, bufio.NewReader(f)
+	}
+	if ch.http != nil {
+		ch.http.Serve(ch.ctx, c)
+		return
+	}
+	ch.tcp.serve(ch.ctx, c)
+}
+
+// A peeked connection starts with what was read of it already.
+type peeked struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (p *peeked) Read(b []byte) (int, error) { return p.r.Read(b) }
+
+// CloseWrite says that nothing more will be written.
+func (p *peeked) CloseWrite() error {
+	if w, ok := p.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return p.Conn.Close()
+}

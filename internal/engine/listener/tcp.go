@@ -1,0 +1,125 @@
+package listener
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/chandler-proxy/chandler/internal/engine/config"
+	"github.com/chandler-proxy/chandler/internal/engine/hcm"
+	"github.com/chandler-proxy/chandler/internal/engine/stats"
+)
+
+// A tcpProxy copies bytes to a cluster and back.
+type tcpProxy struct {
+	cfg                  *config.TCP
+	env                  *hcm.Env
+	total                uint64
+	cxTotal, noRoute     *stats.Value
+	received, sent, idle *stats.Value
+}
+
+func newTCP(cfg *config.TCP, env *hcm.Env) *tcpProxy {
+	scope := stats.Scope{Family: "tcp", Name: cfg.StatPrefix}
+	t := &tcpProxy{
+		cfg: cfg, env: env,
+		cxTotal: env.Stats.Counter(scope, "downstream_cx_total"), noRoute: env.Stats.Counter(scope, "downstream_cx_no_route"),
+		received: env.Stats.Counter(scope, "downstream_cx_rx_bytes_total"), sent: env.Stats.Counter(scope, "downstream_cx_tx_bytes_total"),
+		idle: env.Stats.Counter(scope, "idle_timeout"),
+	}
+	for _, w := range cfg.Clusters {
+		t.total += uint64(w.Weight)
+	}
+	return t
+}
+
+func (t *tcpProxy) pick() string {
+	n := rand.Uint64N(max(t.total, 1))
+	for _, w := range t.cfg.Clusters {
+		if n < uint64(w.Weight) {
+			return w.Cluster
+		}
+		n -= uint64(w.Weight)
+	}
+	return ""
+}
+
+// serve copies until both sides have ended, one failed, or nothing moved too long.
+func (t *tcpProxy) serve(ctx context.Context, c *hcm.Conn) {
+	t.cxTotal.Inc()
+	cluster := t.env.Cluster(t.pick())
+	if cluster == nil {
+		t.noRoute.Inc()
+		return
+	}
+	host := cluster.Choose(c.Dst, nil, 0)
+	if host == nil {
+		cluster.Stats.NoneHealthy.Inc()
+		return
+	}
+	up, err := host.Dial(ctx)
+	if err != nil {
+		return
+	}
+	defer up.Close()
+	stop := context.AfterFunc(ctx, func() { up.Close() })
+	defer stop()
+	moved := t.watch(c, up)
+	var both sync.WaitGroup
+	both.Go(func() { t.copy(up, c.R, moved, t.received, c, up) })
+	t.copy(c.Conn, up, moved, t.sent, c, up)
+	both.Wait()
+	moved(0)
+}
+
+// watch closes both sides when nothing moves for too long. The function it returns
+// says that something did, or with 0 that it is over.
+func (t *tcpProxy) watch(a, b io.Closer) func(n int) {
+	if t.cfg.Idle == 0 {
+		return func(int) {}
+	}
+	timer := time.AfterFunc(t.cfg.Idle, func() {
+		t.idle.Inc()
+		a.Close()
+		b.Close()
+	})
+	return func(n int) {
+		if n == 0 {
+			timer.Stop()
+		} else {
+			timer.Reset(t.cfg.Idle)
+		}
+	}
+}
+
+// copy copies one way, and then says that it ended. If it fails both sides are closed.
+func (t *tcpProxy) copy(to net.Conn, from io.Reader, moved func(int), count *stats.Value, sides ...io.Closer) {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			moved(n)
+			count.Add(int64(n))
+			if _, werr := to.Write(buf[:n]); werr != nil {
+				err = werr
+			}
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			if w, ok := to.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
+				return
+			}
+			fallthrough
+		default:
+			for _, s := range sides {
+				s.Close()
+			}
+			return
+		}
+	}
+}
