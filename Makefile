@@ -14,7 +14,7 @@ PLUGIN_SOURCES := go.mod go.sum $(filter-out %_test.go,$(wildcard plugins/*/*.go
 E2E = $(shell git grep -l --untracked '^//go:build e2e$$' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|')
 
 # The end-to-end tests that are not about an Envoy process; they are run on the engine too.
-ON_ENGINE := TestImages|TestPull|TestHTTP|TestFailing|TestPlugins|TestModule|TestDeleted|TestMany|TestFiles|TestGateway|TestSidecar|TestNetwork|TestOrder
+ON_ENGINE := TestAgentStopped|TestControl|TestImages|TestPull|TestHTTP|TestFailing|TestPlugins|TestModule|TestDeleted|TestMany|TestFiles|TestGateway|TestSidecar|TestNetwork|TestOrder
 
 # One compilation, with these, serves the binary, the linters and the end-to-end
 # tests; only the race detector needs another.

@@ -2,10 +2,14 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/chandler-proxy/chandler/internal/engine"
 	"github.com/chandler-proxy/chandler/internal/envoy"
@@ -33,6 +37,8 @@ func openDataPlane(ctx context.Context, cfg Config) (dataPlane, error) {
 type embedded struct {
 	*engine.Engine
 	admin *envoy.Admin
+	drain envoy.Drain
+	log   *slog.Logger
 }
 
 func openEngine(ctx context.Context, cfg Config) (*embedded, error) {
@@ -54,7 +60,32 @@ func openEngine(ctx context.Context, cfg Config) (*embedded, error) {
 			Getenv:              os.LookupEnv,
 		}),
 		admin: envoy.NewAdmin(admin.Addr().String()),
+		drain: envoy.Drain{Min: cfg.MinDrain, Most: cfg.Drain, Grace: cfg.Grace},
+		log:   cfg.Log,
 	}, nil
+}
+
+// Run serves until ctx ends. Then the engine, which closes its connections when it
+// ends, goes on until they are drained.
+func (e *embedded) Run(ctx context.Context) error {
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	g, serving := errgroup.WithContext(serving)
+	g.Go(func() error { return e.Engine.Run(serving) })
+	g.Go(func() error {
+		defer stop()
+		select {
+		case <-ctx.Done():
+		case <-serving.Done():
+			return nil
+		}
+		if e.Live() && !errors.Is(context.Cause(ctx), envoy.ErrNoDrain) {
+			if err := e.drain.Run(serving, e.admin, serving.Done()); err != nil {
+				e.log.Error("engine not drained", "err", err)
+			}
+		}
+		return nil
+	})
+	return g.Wait()
 }
 
 func (e *embedded) Ready(ctx context.Context) error { return e.admin.Ready(ctx) }

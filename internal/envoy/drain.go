@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -36,39 +37,55 @@ func (p *Process) signal(c *child, sig syscall.Signal) {
 	}
 }
 
-// drain lets clients go without losing a request. At first they are told to go
-// and new ones are still served, for who sends them may not know yet; when none
-// is left, or it took too long, no more are let in, and what was begun is
-// finished. An Envoy that cannot be asked is waited for until the time is over.
-func (p *Process) drain(ctx context.Context, c *child, gone <-chan struct{}) {
-	a, err := c.client()
-	if err == nil {
-		err = a.FailHealthcheck(ctx)
+// A Drain lets clients go without losing a request. The zero value is useful.
+type Drain struct {
+	Min   time.Duration // connections are waited for at least so long
+	Most  time.Duration // and at most so long; default 5s, and no less than Min
+	Grace time.Duration // then requests, so long; default 5s
+}
+
+// Run drains the proxy behind a, until gone is closed at the latest. At first
+// clients are told to go and new ones are still served, for who sends them may not
+// know yet; when none is left, or it took too long, no more are let in, and what was
+// begun is finished. A proxy that cannot be asked is waited for until the time is
+// over; one that cannot be told is an error.
+func (d Drain) Run(ctx context.Context, a *Admin, gone <-chan struct{}) error {
+	d.Most = max(cmp.Or(d.Most, 5*time.Second), d.Min)
+	d.Grace = cmp.Or(d.Grace, 5*time.Second)
+	if err := a.FailHealthcheck(ctx); err != nil {
+		return err
 	}
-	if err != nil {
-		p.cfg.Log.Error("envoy not drained", "pid", c.pid, "err", err)
-		return
-	}
-	p.cfg.Log.Info("envoy draining", "pid", c.pid, "at_most", p.cfg.Drain)
 	begun := time.Now()
-	p.poll(ctx, p.cfg.Drain, gone, func() bool {
+	poll(ctx, d.Most, gone, func() bool {
 		connections, _, err := a.Active(ctx)
-		return err == nil && connections == 0 && time.Since(begun) >= p.cfg.MinDrain
+		return err == nil && connections == 0 && time.Since(begun) >= d.Min
 	})
 	if err := a.StopListening(ctx); err != nil {
-		p.cfg.Log.Error("envoy not drained", "pid", c.pid, "err", err)
-		return
+		return err
 	}
-	overtime := time.Since(begun) >= p.cfg.Drain
-	p.poll(ctx, p.cfg.Grace, gone, func() bool {
+	overtime := time.Since(begun) >= d.Most
+	poll(ctx, d.Grace, gone, func() bool {
 		connections, requests, err := a.Active(ctx)
 		return err != nil || connections == 0 || overtime && requests == 0
 	})
+	return nil
+}
+
+// drain drains c.
+func (p *Process) drain(ctx context.Context, c *child, gone <-chan struct{}) {
+	a, err := c.client()
+	if err == nil {
+		p.cfg.Log.Info("envoy draining", "pid", c.pid, "at_most", p.cfg.Drain)
+		err = Drain{Min: p.cfg.MinDrain, Most: p.cfg.Drain, Grace: p.cfg.Grace}.Run(ctx, a, gone)
+	}
+	if err != nil {
+		p.cfg.Log.Error("envoy not drained", "pid", c.pid, "err", err)
+	}
 }
 
 // poll asks done again and again until it agrees, the process is gone, or the
 // time is over.
-func (p *Process) poll(ctx context.Context, atMost time.Duration, gone <-chan struct{}, done func() bool) {
+func poll(ctx context.Context, atMost time.Duration, gone <-chan struct{}, done func() bool) {
 	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
 	tick := time.NewTicker(drainInterval)
