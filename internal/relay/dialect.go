@@ -66,6 +66,9 @@ type dialect interface {
 
 	// listeners are what a response with listeners says.
 	listeners(f frame) listeners
+	// hasListeners says whether Envoy, at its first request for listeners on a
+	// stream, has some that the control plane need not send again.
+	hasListeners(f frame) bool
 
 	// cumulative says that Envoy may answer only the last of several responses.
 	cumulative() bool
@@ -175,6 +178,11 @@ func (*delta) listeners(f frame) listeners {
 		l.changed[res.GetName()] = res.GetResource()
 	}
 	return l
+}
+
+func (*delta) hasListeners(f frame) bool {
+	m := new(discoveryv3.DeltaDiscoveryRequest)
+	return proto.Unmarshal(f, m) == nil && len(m.GetInitialResourceVersions()) > 0
 }
 
 // sotw is the state-of-the-world variant. Every request repeats all names and
@@ -294,3 +302,6 @@ func (*sotw) listeners(f frame) listeners {
 	}
 	return l
 }
+
+// hasListeners is false: every response has all listeners.
+func (*sotw) hasListeners(frame) bool { return false }

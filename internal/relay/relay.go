@@ -82,6 +82,7 @@ type Relay struct {
 	mu        sync.Mutex
 	held      map[string]held                // what Envoy runs, by extension
 	listeners map[string]map[string][]string // by listener: the type URLs that it takes for each of its extensions
+	blind     bool                           // Envoy has listeners that an agent before this one passed on
 }
 
 // A held module is one that Envoy has accepted and may read again at any time.
@@ -200,8 +201,19 @@ func (r *Relay) drop(gone func(name string) bool) {
 	}
 }
 
+// begin notes that Envoy asks for listeners on a new stream, and whether it has some.
+func (r *Relay) begin(has bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !has {
+		clear(r.listeners)
+	}
+	r.blind = has && (r.blind || len(r.listeners) == 0)
+}
+
 // discovered notes which extensions the newest listeners have. It returns those
-// that no listener has any more, and those that one has and none had.
+// that no listener has any more, and those that one has and none had. As long as
+// there may be listeners that it has not seen, none of the former are told.
 func (r *Relay) discovered(l listeners) (gone, back []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -218,7 +230,10 @@ func (r *Relay) discovered(l listeners) (gone, back []string) {
 		r.listeners[name] = types
 	}
 	after := r.named()
-	return without(before, after), without(after, before)
+	if !r.blind {
+		gone = without(before, after)
+	}
+	return gone, without(after, before)
 }
 
 // named are the extensions that listeners have. r.mu is held.

@@ -649,6 +649,40 @@ func TestExtensionThatAListenerHasAgain(t *testing.T) {
 	h.expect("fetch oci://registry.test/a:2 in 0s", "down a "+version("v2", "two")+": file /modules/two", "up ack 2")
 }
 
+// An agent that has just begun does not know the listeners that an Envoy has from
+// the one before: what one of them loses another may have.
+func TestExtensionsOfListenersNotSeen(t *testing.T) {
+	h := running(t)
+	h.s.relay.begin(true)
+	h.listen(false, "a")
+	h.listen(false)
+	h.expect()
+	h.s.relay.begin(true) // another stream, the same agent
+	h.listen(false, "a")
+	h.listen(false)
+	h.expect()
+	h.s.relay.begin(false) // another Envoy
+	h.listen(false, "a")
+	h.listen(false)
+	h.expect("down a none~allow: 105 bytes of wasm")
+
+	for _, tt := range []struct {
+		m    *discoveryv3.DeltaDiscoveryRequest
+		want bool
+	}{
+		{&discoveryv3.DeltaDiscoveryRequest{InitialResourceVersions: map[string]string{"l": "1"}}, true},
+		{new(discoveryv3.DeltaDiscoveryRequest), false},
+	} {
+		f, err := proto.Marshal(tt.m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := new(delta).hasListeners(f); got != tt.want {
+			t.Errorf("hasListeners(%v) = %v", tt.m, got)
+		}
+	}
+}
+
 func TestListenersInBothVariants(t *testing.T) {
 	body := listener(t, "a")
 	response := func(m proto.Message) frame {

@@ -124,6 +124,7 @@ type stream struct {
 	relay   *Relay
 	session *session
 	after   func(d time.Duration, nonce string)
+	begun   bool // Envoy has asked for listeners
 
 	fromEnvoy, toEnvoy chan frame
 	fromAbove, toAbove chan frame
@@ -177,11 +178,16 @@ func outbox(to chan<- frame, queue []frame) (chan<- frame, frame) {
 }
 
 func (s *stream) request(f frame) error {
-	if s.relay.cfg.PassECDS || s.session.d.requestType(f) != ecds.TypeURL {
-		s.session.up = append(s.session.up, f)
-		return nil
+	typeURL := s.session.d.requestType(f)
+	if !s.relay.cfg.PassECDS && typeURL == ecds.TypeURL {
+		return s.session.fromEnvoy(f)
 	}
-	return s.session.fromEnvoy(f)
+	if typeURL == ecds.ListenerTypeURL && !s.begun {
+		s.begun = true
+		s.relay.begin(s.session.d.hasListeners(f))
+	}
+	s.session.up = append(s.session.up, f)
+	return nil
 }
 
 func (s *stream) response(f frame) error {
