@@ -70,7 +70,10 @@ func openEngine(ctx context.Context, cfg Config) (*embedded, error) {
 func (e *embedded) Run(ctx context.Context) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g, serving := errgroup.WithContext(serving)
-	g.Go(func() error { return e.Engine.Run(serving) })
+	g.Go(func() error {
+		defer stop() // an engine that was told to quit is not waited for
+		return e.Engine.Run(serving)
+	})
 	g.Go(func() error {
 		defer stop()
 		select {
