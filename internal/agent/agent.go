@@ -14,12 +14,12 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/chandler-proxy/chandler/internal/envoy"
+	"github.com/chandler-proxy/chandler/internal/part"
 	"github.com/chandler-proxy/chandler/internal/relay"
 )
 
@@ -81,8 +81,8 @@ func Run(ctx context.Context, cfg Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	drained := stage(ctx, g, "proxy", proxy.Run)
 	relayed := stage(drained, g, "xds relay", func(ctx context.Context) error { return xds.Run(ctx, socket) })
-	g.Go(part(relayed, "modules", modules.Run))
-	g.Go(part(relayed, "status", func(ctx context.Context) error { return status.run(ctx, port) }))
+	g.Go(part.Run(relayed, "modules", modules.Run))
+	g.Go(part.Run(relayed, "status", func(ctx context.Context) error { return status.run(ctx, port) }))
 	return g.Wait()
 }
 
@@ -92,24 +92,9 @@ func stage(ctx context.Context, g *errgroup.Group, name string, run func(context
 	after, end := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {
 		defer end()
-		return part(ctx, name, run)()
+		return part.Run(ctx, name, run)()
 	})
 	return after
-}
-
-// part names run's error and makes an early return one, so no part can go
-// missing while the rest carry on.
-func part(ctx context.Context, name string, run func(context.Context) error) func() error {
-	return func() error {
-		err := run(ctx)
-		if err == nil && ctx.Err() == nil {
-			err = errors.New("stopped")
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		return nil
-	}
 }
 
 // openEnvoy prepares Envoy with the bootstrap that the user brings, or with one

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/chandler-proxy/chandler/internal/mesh"
+	"github.com/chandler-proxy/chandler/internal/part"
 )
 
 // roleVar makes the test binary play a part: an Envoy, or an agent.
@@ -273,7 +274,7 @@ func TestStageStopsAll(t *testing.T) {
 		<-ctx.Done()
 		return nil
 	})
-	g.Go(part(after, "xds relay", func(context.Context) error { return nil }))
+	g.Go(part.Run(after, "xds relay", func(context.Context) error { return nil }))
 	if err := g.Wait(); err == nil || err.Error() != "xds relay: stopped" {
 		t.Errorf("error = %v", err)
 	}

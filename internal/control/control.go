@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/chandler-proxy/chandler/internal/mesh"
+	"github.com/chandler-proxy/chandler/internal/part"
 	"github.com/chandler-proxy/chandler/internal/resource"
 	"github.com/chandler-proxy/chandler/internal/source"
 	"github.com/chandler-proxy/chandler/internal/translate"
@@ -147,27 +148,12 @@ func (p *Plane) Problems() []resource.Problem { return p.publisher.problems.all(
 // which is mesh and translate, to xDS. The first part to fail stops the rest.
 func (p *Plane) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(part(ctx, "source", func(ctx context.Context) error { return p.source.Run(ctx, p.publisher.deliver) }))
-	g.Go(part(ctx, "publisher", p.publisher.Run))
-	g.Go(part(ctx, "xds", p.xds.Run))
-	g.Go(part(ctx, "xds listener", p.serveXDS))
-	g.Go(part(ctx, "monitoring", p.serveMonitoring))
+	g.Go(part.Run(ctx, "source", func(ctx context.Context) error { return p.source.Run(ctx, p.publisher.deliver) }))
+	g.Go(part.Run(ctx, "publisher", p.publisher.Run))
+	g.Go(part.Run(ctx, "xds", p.xds.Run))
+	g.Go(part.Run(ctx, "xds listener", p.serveXDS))
+	g.Go(part.Run(ctx, "monitoring", p.serveMonitoring))
 	return g.Wait()
-}
-
-// part names run's error and makes an early return one, so no part can go
-// missing while the rest carry on.
-func part(ctx context.Context, name string, run func(context.Context) error) func() error {
-	return func() error {
-		err := run(ctx)
-		if err == nil && ctx.Err() == nil {
-			err = errors.New("stopped")
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		return nil
-	}
 }
 
 // stopPatience is how long a stop waits for what is under way.

@@ -36,12 +36,12 @@ import (
 const TypeURL = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 
 // The environment variables of a Wasm VM through which Istio's control plane
-// speaks to the agent.
+// speaks to the agent, which strips them. A user may set none of that prefix.
 const (
-	metaPrefix         = "ISTIO_META_"
-	PullSecretEnv      = metaPrefix + "WASM_IMAGE_PULL_SECRET"
-	PullPolicyEnv      = metaPrefix + "WASM_IMAGE_PULL_POLICY"
-	ResourceVersionEnv = metaPrefix + "WASM_PLUGIN_RESOURCE_VERSION"
+	MetaPrefix         = "ISTIO_META_"
+	PullSecretEnv      = MetaPrefix + "WASM_IMAGE_PULL_SECRET"
+	PullPolicyEnv      = MetaPrefix + "WASM_IMAGE_PULL_POLICY"
+	ResourceVersionEnv = MetaPrefix + "WASM_PLUGIN_RESOURCE_VERSION"
 )
 
 const (
@@ -220,7 +220,7 @@ func (e *Extension) Pass() (*anypb.Any, error) {
 
 func hasMeta(env map[string]string) bool {
 	for k := range env {
-		if strings.HasPrefix(k, metaPrefix) {
+		if strings.HasPrefix(k, MetaPrefix) {
 			return true
 		}
 	}
@@ -245,7 +245,7 @@ func (e *Extension) withoutMeta() filter {
 		return f
 	}
 	for k := range env.GetKeyValues() {
-		if strings.HasPrefix(k, metaPrefix) {
+		if strings.HasPrefix(k, MetaPrefix) {
 			delete(env.GetKeyValues(), k)
 		}
 	}

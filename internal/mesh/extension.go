@@ -28,16 +28,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/chandler-proxy/chandler/internal/ecds"
 	"github.com/chandler-proxy/chandler/internal/resource"
-)
-
-// The VM environment variables by which the control plane talks to the agent,
-// which strips them; see design.md. A user may set no variable of that prefix.
-const (
-	agentEnvPrefix     = "ISTIO_META_"
-	envPullSecret      = agentEnvPrefix + "WASM_IMAGE_PULL_SECRET"
-	envPullPolicy      = agentEnvPrefix + "WASM_IMAGE_PULL_POLICY"
-	envResourceVersion = agentEnvPrefix + "WASM_PLUGIN_RESOURCE_VERSION"
 )
 
 // maxLua is the longest Lua script that is accepted, as in Istio's API, bytes.
@@ -370,12 +362,12 @@ func (m *wasmModule) vm() *wasmv3.VmConfig {
 		EnvironmentVariables: env,
 	}
 	if s := m.spec.ImagePullSecret; s != "" {
-		env.KeyValues[envPullSecret] = m.pullSecret(s)
+		env.KeyValues[ecds.PullSecretEnv] = m.pullSecret(s)
 	}
 	if p := m.spec.ImagePullPolicy; p != extensions.PullPolicy_UNSPECIFIED_POLICY {
-		env.KeyValues[envPullPolicy] = p.String()
+		env.KeyValues[ecds.PullPolicyEnv] = p.String()
 	}
-	env.KeyValues[envResourceVersion] = m.version()
+	env.KeyValues[ecds.ResourceVersionEnv] = m.version()
 	return vm
 }
 
@@ -397,8 +389,8 @@ func (m *wasmModule) environment() *wasmv3.EnvironmentVariables {
 	for i, v := range m.spec.VmConfig.GetEnv() {
 		field := fmt.Sprintf("vmConfig.env[%d]", i)
 		switch {
-		case strings.HasPrefix(v.Name, agentEnvPrefix):
-			m.refuse(field+".name", v.Name+": the prefix "+agentEnvPrefix+" is reserved", "choose another name")
+		case strings.HasPrefix(v.Name, ecds.MetaPrefix):
+			m.refuse(field+".name", v.Name+": the prefix "+ecds.MetaPrefix+" is reserved", "choose another name")
 		case seen[v.Name]:
 			m.refuse(field+".name", v.Name+" is there twice", "remove one")
 		case v.ValueFrom == extensions.EnvValueSource_HOST:

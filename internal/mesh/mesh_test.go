@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/chandler-proxy/chandler/internal/ecds"
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
 
@@ -430,7 +431,7 @@ func TestVMID(t *testing.T) {
 // write, and not with what controllers do.
 func TestVersion(t *testing.T) {
 	version := func(edit func(*extensionsv1alpha1.WasmPlugin)) string {
-		return pluginConfig(t, plugin(edit)).GetVmConfig().GetEnvironmentVariables().KeyValues[envResourceVersion]
+		return pluginConfig(t, plugin(edit)).GetVmConfig().GetEnvironmentVariables().KeyValues[ecds.ResourceVersionEnv]
 	}
 	base := version(nil)
 	for _, tt := range []struct {
@@ -515,7 +516,7 @@ func TestPullSecretStaysInItsNamespace(t *testing.T) {
 		if err := w.AllExtensions()[0].Config.TypedConfig.UnmarshalTo(filter); err != nil {
 			t.Fatal(err)
 		}
-		got, ok := filter.Config.GetVmConfig().GetEnvironmentVariables().KeyValues[envPullSecret]
+		got, ok := filter.Config.GetVmConfig().GetEnvironmentVariables().KeyValues[ecds.PullSecretEnv]
 		if !ok || got != tt.want || (tt.want == "") != (len(problems) == 1) || strings.Contains(fmt.Sprint(problems), "top") {
 			t.Errorf("secret is %q, problems %v, want %q", got, problems, tt.want)
 		}
