@@ -3,7 +3,7 @@
 
 FETCHED_ENVOY := $(CURDIR)/.tools/envoy/envoy
 ENVOY         ?= $(FETCHED_ENVOY)
-PROXY         ?= envoy
+PROXY         ?= engine
 ARGS          ?=
 
 GO      ?= go
@@ -39,7 +39,7 @@ plugins/dist/basic-auth.wasm: $(PLUGIN_SOURCES)
 plugins/dist/header-counter.wasm: $(PLUGIN_SOURCES)
 	GOOS=wasip1 GOARCH=wasm $(GO) build -buildmode=c-shared -buildvcs=false -ldflags "-s -w" -o $@ ./plugins/headercounter
 
-run: build $(if $(filter envoy,$(PROXY)),envoy) ## run it all on this machine (PROXY=engine, ARGS="-f examples/httpbin")
+run: build $(if $(filter envoy,$(PROXY)),envoy) ## run it all on this machine (PROXY=envoy, ARGS="-f examples/httpbin")
 	bin/chandler run --proxy $(PROXY) $(if $(filter envoy,$(PROXY)),--envoy $(ENVOY)) $(ARGS)
 
 envoy: ## fetch Envoy into .tools, unless ENVOY names another or it is there

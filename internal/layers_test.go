@@ -20,11 +20,11 @@ var layers = map[string]int{
 
 	"abi": 1, "ecds": 1, "envoypatch": 1, "envoytypes": 1, "mesh": 1, "translate": 1,
 
-	"envoy": 2, "fetch": 2, "proxywasm": 2, "source": 2, "store": 2, "verify": 2,
+	"envoy": 2, "fetch": 2, "identity": 2, "probe": 2, "proxywasm": 2, "redirect": 2, "source": 2, "store": 2, "verify": 2,
 
-	"artifact": 3, "demo": 3, "engine": 3, "inject": 3, "modcache": 3, "preflight": 3, "relay": 3, "status": 3, "xds": 3,
+	"artifact": 3, "demo": 3, "engine": 3, "inject": 3, "modcache": 3, "preflight": 3, "relay": 3, "spec": 3, "status": 3, "xds": 3,
 
-	"agent": 4, "cli": 4, "control": 4, "run": 4,
+	"agent": 4, "cli": 4, "control": 4, "dev": 4, "run": 4,
 }
 
 // A goPackage is what go list tells of one package.

@@ -30,7 +30,7 @@ import (
 var update = flag.Bool("update", false, "write USAGE.md and the scripts' expectations anew")
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"chandler": main})
+	testscript.Main(m, map[string]func(){"chandler": main, "curl": main})
 }
 
 // TestScripts runs the command as users do. REGISTRY is a registry in this

@@ -46,6 +46,6 @@ agent's socket, xds.sock in --data, as its ADS cluster.`,
 		},
 	}
 	cmd.Flags().StringVar(&upstream, "control", "", "`ADDRESS` of the control plane, host:port")
-	proxy.add(cmd.Flags(), "/var/lib/chandler", "")
+	proxy.add(cmd.Flags(), "envoy", "/var/lib/chandler", "")
 	return cmd
 }

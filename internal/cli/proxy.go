@@ -28,9 +28,9 @@ type proxyFlags struct {
 	admin, status          string
 }
 
-func (f *proxyFlags) add(flags *pflag.FlagSet, data, dataUsage string) {
-	flags.StringVar(&f.kind, "proxy", "envoy", "`KIND` of the proxy: envoy, or engine, the embedded one, for trying out")
-	flags.StringVar(&f.envoy, "envoy", "", "`PATH` of the Envoy binary (default: envoy on $PATH, then what scripts/envoy.sh fetched)")
+func (f *proxyFlags) add(flags *pflag.FlagSet, kind, data, dataUsage string) {
+	flags.StringVar(&f.kind, "proxy", kind, "`KIND` of the proxy: envoy, or engine, the embedded one")
+	flags.StringVar(&f.envoy, "envoy", "", "`PATH` of the Envoy binary for --proxy envoy (default: envoy on $PATH, then what scripts/envoy.sh fetched)")
 	flags.StringVar(&f.id, "id", "", "`ID` of the proxy: TYPE~IP~NAME.NAMESPACE~DOMAIN, where TYPE is router or sidecar (default: a router)")
 	flags.StringVar(&f.namespace, "namespace", "", "`NAMESPACE` of the proxy (default: that in --id, or istio-system)")
 	flags.StringToStringVar(&f.labels, "labels", nil, "labels of the proxy's workload, as `KEY=VALUE,...`")

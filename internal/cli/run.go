@@ -62,7 +62,7 @@ runs: a change takes effect at once. Without -f it runs examples/bookinfo.`,
 	flags.StringVar(&cfg.Control.XDS, "xds", "127.0.0.1:15010", "`ADDRESS` of the control plane")
 	flags.StringVar(&cfg.Control.Monitoring, "monitoring", "127.0.0.1:15014", "`ADDRESS` of the control plane's metrics, health and debug pages")
 	addMesh(flags, &cfg.Control.Mesh)
-	proxy.add(flags, "", " (default: in your cache folder)")
+	proxy.add(flags, "engine", "", " (default: in your cache folder)")
 	return cmd
 }
 

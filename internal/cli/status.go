@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,7 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/chandler-proxy/chandler/internal/xds"
+	"github.com/chandler-proxy/chandler/internal/control"
 )
 
 // maxStatus bounds what is read of a control plane's answer, in bytes.
@@ -25,9 +26,10 @@ func (c *command) status() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [RESOURCE]",
 		Short: "Show what became of each extension at the proxies",
-		Long: `status asks a control plane how many proxies want each extension, which version
-they run, and who refuses it and why. RESOURCE is a part of an extension's name,
-as in basic-auth or istio-system.basic-auth.`,
+		Long: `status asks a control plane for each extension's phase, the digest of the module
+that runs, how many proxies want it and run it, and who refuses it and why.
+RESOURCE is a part of an extension's name, as in basic-auth or
+istio-system.basic-auth.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return misuse{fmt.Errorf("%s takes one RESOURCE, not %d", cmd.CommandPath(), len(args))}
@@ -40,11 +42,11 @@ as in basic-auth or istio-system.basic-auth.`,
 				return err
 			}
 			if len(args) == 1 {
-				extensions = slices.DeleteFunc(extensions, func(e xds.Extension) bool {
+				extensions = slices.DeleteFunc(extensions, func(e control.Extension) bool {
 					return !strings.Contains(e.Name, args[0])
 				})
 				if len(extensions) == 0 {
-					return fmt.Errorf("no proxy wants an extension whose name has %q in it", args[0])
+					return fmt.Errorf("there is no extension whose name has %q in it", args[0])
 				}
 			}
 			return printExtensions(c.env.Stdout, extensions)
@@ -54,7 +56,7 @@ as in basic-auth or istio-system.basic-auth.`,
 	return cmd
 }
 
-func askExtensions(ctx context.Context, url string) ([]xds.Extension, error) {
+func askExtensions(ctx context.Context, url string) ([]control.Extension, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -69,7 +71,7 @@ func askExtensions(ctx context.Context, url string) ([]xds.Extension, error) {
 	if res.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("ask control plane: %s answers %s", url, res.Status)
 	}
-	var extensions []xds.Extension
+	var extensions []control.Extension
 	if err := json.NewDecoder(io.LimitReader(res.Body, maxStatus)).Decode(&extensions); err != nil {
 		return nil, fmt.Errorf("ask control plane: read %s: %w", url, err)
 	}
@@ -77,16 +79,16 @@ func askExtensions(ctx context.Context, url string) ([]xds.Extension, error) {
 }
 
 // printExtensions prints a line an extension, and below it one for each refusal.
-func printExtensions(w io.Writer, extensions []xds.Extension) error {
+func printExtensions(w io.Writer, extensions []control.Extension) error {
 	t := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
-	fmt.Fprintln(t, "EXTENSION\tPROXIES\tRUNNING\tPENDING\tREFUSED\tVERSIONS")
+	fmt.Fprintln(t, "EXTENSION\tPHASE\tPROXIES\tRUNNING\tPENDING\tREFUSED\tMODULE")
 	for _, e := range extensions {
 		running := 0
 		for _, n := range e.Running {
 			running += n
 		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%s\n", e.Name, e.Wanted, running, e.Pending, len(e.Refused),
-			strings.Join(slices.Sorted(maps.Keys(e.Running)), ","))
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%s\n", e.Name, cmp.Or(e.Phase, "-"), e.Wanted, running, e.Pending, len(e.Refused),
+			cmp.Or(strings.Join(slices.Sorted(maps.Keys(e.Modules)), ","), "-"))
 	}
 	if err := t.Flush(); err != nil {
 		return err

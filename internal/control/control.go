@@ -123,7 +123,7 @@ func listen(ctx context.Context, address string, remote bool) (net.Listener, err
 }
 
 // class is the key of the proxies that get the same configuration as node.
-func class(node *corev3.Node) (string, error) {
+func class(_ context.Context, node *corev3.Node) (string, error) {
 	proxy, err := mesh.ParseNode(node)
 	if err != nil {
 		return "", err
@@ -136,10 +136,6 @@ func (p *Plane) XDSAddr() net.Addr { return p.grpc.Addr() }
 
 // MonitoringAddr is where metrics, health and debug pages are served.
 func (p *Plane) MonitoringAddr() net.Addr { return p.http.Addr() }
-
-// Extensions is what has become of each extension at the connected proxies. Safe
-// for concurrent use.
-func (p *Plane) Extensions() []xds.Extension { return xds.Extensions(p.xds.Proxies()) }
 
 // Problems is what is wrong with the resources now. Safe for concurrent use.
 func (p *Plane) Problems() []resource.Problem { return p.publisher.problems.all() }

@@ -46,6 +46,11 @@ const (
 	Unspecified // right before the terminal filter
 )
 
+// String is the phase as a WasmPlugin writes it.
+func (p Phase) String() string {
+	return [...]string{AuthN: "AUTHN", AuthZ: "AUTHZ", Stats: "STATS", Unspecified: "UNSPECIFIED_PHASE"}[p]
+}
+
 // A Mode says on which side of a connection a workload is.
 type Mode int
 

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/chandler-proxy/chandler/internal/ecds"
+	"github.com/chandler-proxy/chandler/internal/module"
 )
 
 // A request is what Envoy says about extension configs, in either variant.
@@ -63,6 +64,7 @@ type dialect interface {
 	subscribe(r request) (frame, error)
 	ack(nonce string) (frame, error) // nil if there is no one to tell
 	nack(nonce, reason string) (frame, error)
+	report(modules map[string]module.Digest) (frame, error)
 
 	// listeners are what a response with listeners says.
 	listeners(f frame) listeners
@@ -164,6 +166,10 @@ func (*delta) nack(nonce, reason string) (frame, error) {
 		ResponseNonce: nonce,
 		ErrorDetail:   reject(reason),
 	})
+}
+
+func (*delta) report(modules map[string]module.Digest) (frame, error) {
+	return proto.Marshal(&discoveryv3.DeltaDiscoveryRequest{Node: ecds.Report(modules), TypeUrl: ecds.TypeURL})
 }
 
 func (*delta) cumulative() bool { return false }
@@ -286,6 +292,13 @@ func (s *sotw) nack(nonce, reason string) (frame, error) {
 	m := s.message()
 	m.ResponseNonce = nonce
 	m.ErrorDetail = reject(reason)
+	return proto.Marshal(m)
+}
+
+// report repeats the last answer.
+func (s *sotw) report(modules map[string]module.Digest) (frame, error) {
+	m := s.message()
+	m.Node = ecds.Report(modules)
 	return proto.Marshal(m)
 }
 

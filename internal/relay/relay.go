@@ -77,6 +77,7 @@ type Relay struct {
 	metrics   *metrics
 	random    func() float64 // in [0, 1)
 	connected atomic.Bool
+	own       atomic.Bool // the control plane is Chandler's, as far as it has told
 	streams   sync.WaitGroup
 
 	mu        sync.Mutex

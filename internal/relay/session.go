@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/chandler-proxy/chandler/internal/ecds"
+	"github.com/chandler-proxy/chandler/internal/module"
 	"github.com/chandler-proxy/chandler/internal/store"
 )
 
@@ -142,9 +143,27 @@ func (s *session) fromEnvoy(f frame) error {
 	}
 	s.passListeners()
 	if req.first || len(req.subscribe)+len(req.unsubscribe) > 0 {
-		return s.sendUp(s.d.subscribe(req))
+		return errors.Join(s.sendUp(s.d.subscribe(req)), s.report(req.subscribe...))
 	}
 	return nil
+}
+
+// report tells a control plane of Chandler's which modules Envoy runs as the
+// extensions. To others that would be noise, and a node without an id.
+func (s *session) report(names ...string) error {
+	if !s.relay.own.Load() {
+		return nil
+	}
+	modules := make(map[string]module.Digest)
+	for _, name := range names {
+		if h, ok := s.relay.holds(name); ok && h.lease != nil {
+			modules[name] = h.lease.Digest
+		}
+	}
+	if len(modules) == 0 {
+		return nil
+	}
+	return s.sendUp(s.d.report(modules))
 }
 
 // subscribe starts an extension. What Envoy has from an earlier stream is kept
@@ -521,7 +540,7 @@ func (s *session) running(e *extension, d *delivery) error {
 	}
 	e.tries = 0
 	s.settle(e, "")
-	return s.answer(e.wanted.nonce)
+	return errors.Join(s.answer(e.wanted.nonce), s.report(e.name))
 }
 
 // rejected acts on Envoy's refusal of d.

@@ -149,6 +149,8 @@ func (h *harness) check(err error) {
 			h.trace = append(h.trace, "up nack "+m.GetResponseNonce()+": "+m.GetErrorDetail().GetMessage())
 		case m.GetResponseNonce() != "":
 			h.trace = append(h.trace, "up ack "+m.GetResponseNonce())
+		case m.GetNode() != nil && m.GetNode().GetId() == "":
+			h.trace = append(h.trace, fmt.Sprintf("up runs %v", ecds.Reported(m.GetNode())))
 		default:
 			h.trace = append(h.trace, fmt.Sprintf("up +%v -%v has %v", m.GetResourceNamesSubscribe(), m.GetResourceNamesUnsubscribe(), m.GetInitialResourceVersions()))
 		}
@@ -439,6 +441,26 @@ func TestReconnect(t *testing.T) {
 	if got, _ := h.s.relay.holds("a"); got.version != v1 {
 		t.Errorf("held version = %q, want %q", got.version, v1)
 	}
+}
+
+// TestReport: Chandler's own control plane is told which modules run, when they
+// begin to and when a stream begins.
+func TestReport(t *testing.T) {
+	h := newHarness(t)
+	h.s.relay.own.Store(true)
+	h.subscribe("a")
+	h.above("1", "v1", remoteExtension(t, "a", "1", 0))
+	h.fetched("a", "one")
+	h.trace = nil
+	h.ack("a")
+	runs := fmt.Sprintf("up runs map[a:%v]", module.Digest(sha256.Sum256([]byte("one"))))
+	h.expect("up ack 1", runs)
+	h.connect(h.s.relay)
+	h.envoy(&discoveryv3.DeltaDiscoveryRequest{
+		ResourceNamesSubscribe:  []string{"a", "b"},
+		InitialResourceVersions: map[string]string{"a": version("v1", "one")},
+	})
+	h.expect("up +[a b] -[] has map[a:v1]", runs)
 }
 
 func TestStandInRefused(t *testing.T) {

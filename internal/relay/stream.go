@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,10 +24,6 @@ const (
 	// openFor is how long a response stays unanswered while its modules are
 	// fetched. See session.lateAck.
 	openFor = 3 * time.Second
-
-	// ownIdentifier begins the identifier of a control plane that never waits
-	// for an answer, so that it need not be given before there is one.
-	ownIdentifier = "chandler"
 )
 
 // An outcome is what came of one fetch.
@@ -206,7 +201,9 @@ func (s *stream) response(f frame) error {
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(from, ownIdentifier) && s.session.open(nonce) {
+	own := from == ecds.ControlPlane
+	s.relay.own.Store(own)
+	if !own && s.session.open(nonce) { // Chandler's never waits for an answer
 		s.after(openFor, nonce)
 	}
 	return nil

@@ -163,7 +163,7 @@ func (e *envoy) serve() {
 	}
 	appeared := make(chan struct{}, 10)
 	e.server = New(Config{
-		Class:    func(n *corev3.Node) (string, error) { return n.GetCluster(), nil },
+		Class:    func(_ context.Context, n *corev3.Node) (string, error) { return n.GetCluster(), nil },
 		Appeared: func() { appeared <- struct{}{} },
 	})
 	g := grpc.NewServer(Options()...)

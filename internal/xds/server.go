@@ -22,8 +22,9 @@ import (
 // A Config is what a Server must be told. Only Class is required.
 type Config struct {
 	// Class is the key of the proxies that get the same configuration as the
-	// node. An error refuses the proxy; it is told the reason.
-	Class func(*corev3.Node) (string, error)
+	// node. An error refuses the proxy; it is told the reason, with the code of
+	// gRPC that the error has, if any. The context is that of the proxy's stream.
+	Class func(context.Context, *corev3.Node) (string, error)
 	// Appeared is called when a class has its first proxy and needs a snapshot.
 	// The proxy waits until it is published. Appeared must not block, nor call
 	// the Server.
@@ -196,11 +197,11 @@ func (s *Server) leave(st *stream) {
 }
 
 // nodeClass is Config.Class, checked.
-func (s *Server) nodeClass(node *corev3.Node) (string, error) {
+func (s *Server) nodeClass(ctx context.Context, node *corev3.Node) (string, error) {
 	if node.GetId() == "" {
 		return "", errors.New("first request has no node id")
 	}
-	key, err := s.cfg.Class(node)
+	key, err := s.cfg.Class(ctx, node)
 	if err != nil {
 		return "", fmt.Errorf("node %q: %w", node.GetId(), err)
 	}

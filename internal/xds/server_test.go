@@ -24,6 +24,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/chandler-proxy/chandler/internal/ecds"
+	"github.com/chandler-proxy/chandler/internal/module"
 )
 
 // A mesh is a Server on an in-memory connection.
@@ -66,7 +69,7 @@ func newMesh(t *testing.T) *mesh {
 		snaps:    make(map[string]*Snapshot),
 	}
 	m.server = New(Config{
-		Class: func(node *corev3.Node) (string, error) {
+		Class: func(_ context.Context, node *corev3.Node) (string, error) {
 			if node.GetCluster() == "" {
 				return "", errors.New("no cluster")
 			}
@@ -152,6 +155,9 @@ func (p *proxy) send(r request) {
 	var detail *statuspb.Status
 	if r.refused {
 		detail = &statuspb.Status{Code: int32(codes.InvalidArgument), Message: r.reason}
+	}
+	if r.modules != nil {
+		p.node = ecds.Report(r.modules)
 	}
 	var err error
 	if p.delta != nil {
@@ -309,6 +315,17 @@ func TestServe(t *testing.T) {
 		want := Extension{Name: "x", Wanted: 1, Running: map[string]int{version: 1}}
 		if diff := cmp.Diff(want, Extensions(m.server.Proxies())[0]); diff != "" {
 			t.Errorf("healed (-want +got):\n%s", diff)
+		}
+		digest := module.Digest{1}
+		ack.modules = map[string]module.Digest{"x": digest, "nothing that it wants": digest}
+		if delta {
+			ack.nonce = ""
+		}
+		p.send(ack)
+		p.caughtUp()
+		want.Modules = map[string]int{digest.String(): 1}
+		if diff := cmp.Diff(want, Extensions(m.server.Proxies())[0]); diff != "" {
+			t.Errorf("told what it runs (-want +got):\n%s", diff)
 		}
 
 		if delta {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/chandler-proxy/chandler/internal/module"
 )
 
 // Bounds of one stream. They are far above what Envoy needs.
@@ -49,6 +51,8 @@ type request struct {
 	// Delta.
 	subscribe, unsubscribe []string
 	initial                map[string]string // versions by name, of what the client has from an earlier stream
+
+	modules map[string]module.Digest // that the client says it runs, by extension config
 
 	// State of the world.
 	names   []string
@@ -135,6 +139,7 @@ func (s *session) request(r *request, now time.Time) (*Nack, error) {
 		w = s.open(r.typeURL)
 	}
 	nack := s.answer(w, r, now)
+	w.report(r.modules)
 	var err error
 	switch {
 	case s.delta:

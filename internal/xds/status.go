@@ -5,6 +5,9 @@ import (
 	"maps"
 	"slices"
 	"time"
+	"unique"
+
+	"github.com/chandler-proxy/chandler/internal/module"
 )
 
 // A Proxy is what is known of one connected proxy.
@@ -39,6 +42,7 @@ type Held struct {
 	Running string    `json:"running,omitempty"` // last accepted on this stream, or had before it
 	Reason  string    `json:"reason,omitempty"`  // why Version is refused, as the proxy told it
 	Since   time.Time `json:"since,omitzero"`    // State
+	Module  string    `json:"module,omitempty"`  // digest of the module that it runs, if the proxy has told
 }
 
 // Proxies are the connected proxies, sorted by id. Of a proxy that has several
@@ -134,6 +138,9 @@ func (w *watch) nacked() *delivery {
 func (w *watch) held(name string) Held {
 	h := w.have[name]
 	held := Held{Name: name, Running: h.acked}
+	if h.module != (unique.Handle[module.Digest]{}) {
+		held.Module = h.module.Value().String()
+	}
 	switch {
 	case h.res == nil && h.told:
 		held.State = Missing
@@ -152,6 +159,7 @@ type Extension struct {
 	Name    string         `json:"name"`
 	Wanted  int            `json:"wanted"`            // proxies that subscribe to it
 	Running map[string]int `json:"running"`           // proxies that run it, by version
+	Modules map[string]int `json:"modules,omitempty"` // proxies that run the module with that digest, as far as they have told
 	Pending int            `json:"pending"`           // proxies that have not answered yet
 	Missing int            `json:"missing"`           // proxies that want it while there is no such extension
 	Refused []Refusal      `json:"refused,omitempty"` // sorted by proxy
@@ -192,6 +200,12 @@ func (e *Extension) add(proxy string, h Held) {
 	e.Wanted++
 	if h.Running != "" {
 		e.Running[h.Running]++
+	}
+	if h.Module != "" {
+		if e.Modules == nil {
+			e.Modules = make(map[string]int)
+		}
+		e.Modules[h.Module]++
 	}
 	switch h.State {
 	case Pending:

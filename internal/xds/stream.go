@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/chandler-proxy/chandler/internal/ecds"
 )
 
 // A stream is one ADS stream of one proxy.
@@ -80,10 +82,10 @@ func (s *Server) serve(w wire, delta bool) error {
 	if err != nil {
 		return ended(err)
 	}
-	key, err := s.nodeClass(node)
+	key, err := s.nodeClass(w.Context(), node)
 	if err != nil {
 		s.cfg.Log.Warn("proxy refused", "proxy", node.GetId(), "peer", address(w.Context()), "reason", err)
-		return status.Error(codes.InvalidArgument, err.Error())
+		return status.Error(refusal(err), err.Error())
 	}
 	st, err := s.join(node, key, delta, address(w.Context()))
 	if err != nil {
@@ -100,6 +102,14 @@ func (s *Server) serve(w wire, delta bool) error {
 	err = s.send(st, w, received)
 	s.cfg.Log.Info("proxy disconnected", "proxy", st.id, "peer", st.peer, "reason", err)
 	return err
+}
+
+// refusal is the code of an error of Config.Class: its own, if it has one.
+func refusal(err error) codes.Code {
+	if s, ok := status.FromError(err); ok {
+		return s.Code()
+	}
+	return codes.InvalidArgument
 }
 
 // receive takes requests, the first of which has been read, until there are no more.
@@ -202,6 +212,7 @@ func (w deltaWire) receive() (*request, *corev3.Node, error) {
 		subscribe:   m.GetResourceNamesSubscribe(),
 		unsubscribe: m.GetResourceNamesUnsubscribe(),
 		initial:     m.GetInitialResourceVersions(),
+		modules:     ecds.Reported(m.GetNode()),
 	}, m.GetNode(), nil
 }
 
@@ -224,6 +235,7 @@ func (w worldWire) receive() (*request, *corev3.Node, error) {
 		reason:  m.GetErrorDetail().GetMessage(),
 		names:   m.GetResourceNames(),
 		version: m.GetVersionInfo(),
+		modules: ecds.Reported(m.GetNode()),
 	}, m.GetNode(), nil
 }
 

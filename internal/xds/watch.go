@@ -4,6 +4,9 @@ import (
 	"maps"
 	"slices"
 	"time"
+	"unique"
+
+	"github.com/chandler-proxy/chandler/internal/module"
 )
 
 // wildcard subscribes to all resources of a type.
@@ -36,11 +39,12 @@ type watch struct {
 
 // A holding is what a client has of one resource.
 type holding struct {
-	res   *Resource // newest that was sent, or that the client said it has; nil if none
-	in    *delivery // in which it was sent; nil if the client had it before
-	acked string    // version that the client accepted last
-	again bool      // send it again, even if it is the same
-	told  bool      // the client knows, or need not, that there is no such resource
+	res    *Resource                    // newest that was sent, or that the client said it has; nil if none
+	in     *delivery                    // in which it was sent; nil if the client had it before
+	acked  string                       // version that the client accepted last
+	module unique.Handle[module.Digest] // that it says it runs; the zero Handle if it has not
+	again  bool                         // send it again, even if it is the same
+	told   bool                         // the client knows, or need not, that there is no such resource
 }
 
 // A delivery is a response that was sent.
@@ -134,6 +138,16 @@ func (w *watch) drop(name string) {
 	}
 	w.release(h.in)
 	w.have[name] = holding{acked: h.acked}
+}
+
+// report takes what the client says it runs of what it subscribes to.
+func (w *watch) report(modules map[string]module.Digest) {
+	for name, digest := range modules {
+		if h, ok := w.have[name]; ok && w.typeURL == ExtensionType {
+			h.module = unique.Make(digest) // a thousand clients run the same
+			w.have[name] = h
+		}
+	}
 }
 
 // forget removes every trace of name.
@@ -280,7 +294,7 @@ func (w *watch) deliver(d *delivery) (news []*Resource) {
 			news = append(news, res)
 		}
 		w.release(h.in)
-		w.have[res.Name] = holding{res: res, in: d, acked: h.acked}
+		w.have[res.Name] = holding{res: res, in: d, acked: h.acked, module: h.module}
 	}
 	w.owed = false
 	return news

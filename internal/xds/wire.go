@@ -5,6 +5,8 @@ import (
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/chandler-proxy/chandler/internal/ecds"
 )
 
 // Fields of the messages of envoy.service.discovery.v3 and google.protobuf.Any.
@@ -14,6 +16,10 @@ const (
 	responseType      protowire.Number = 4 // of both variants
 	responseNonce     protowire.Number = 5 // of both variants
 	responseRemoved   protowire.Number = 6 // of delta
+	responseFromDelta protowire.Number = 7 // its control plane
+	responseFromWorld protowire.Number = 6
+
+	identifier protowire.Number = 1 // of a control plane
 
 	resourceVersion protowire.Number = 1
 	resourceBody    protowire.Number = 2
@@ -55,6 +61,11 @@ func (r *response) encode(delta bool) message {
 	head := appendString(nil, responseVersion, r.version)
 	head = appendString(head, responseType, r.typeURL)
 	head = appendString(head, responseNonce, r.nonce)
+	from := responseFromWorld
+	if delta {
+		from = responseFromDelta
+	}
+	head = appendString(head, from, string(appendString(nil, identifier, ecds.ControlPlane)))
 	for _, name := range r.removed {
 		head = appendString(head, responseRemoved, name)
 	}

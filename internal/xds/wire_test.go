@@ -3,6 +3,7 @@ package xds
 import (
 	"testing"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/mem"
@@ -19,8 +20,9 @@ func TestEncode(t *testing.T) {
 		{typeURL: ListenerType, version: "v", nonce: "n", resources: snap.Resources(ListenerType), removed: []string{"x", "y"}},
 		{typeURL: ListenerType, version: "v", nonce: "n", removed: []string{"x"}},
 	} {
-		delta := &discoveryv3.DeltaDiscoveryResponse{SystemVersionInfo: r.version, TypeUrl: r.typeURL, Nonce: r.nonce, RemovedResources: r.removed}
-		world := &discoveryv3.DiscoveryResponse{VersionInfo: r.version, TypeUrl: r.typeURL, Nonce: r.nonce}
+		from := &corev3.ControlPlane{Identifier: "chandler"}
+		delta := &discoveryv3.DeltaDiscoveryResponse{SystemVersionInfo: r.version, TypeUrl: r.typeURL, Nonce: r.nonce, ControlPlane: from, RemovedResources: r.removed}
+		world := &discoveryv3.DiscoveryResponse{VersionInfo: r.version, TypeUrl: r.typeURL, Nonce: r.nonce, ControlPlane: from}
 		for _, res := range r.resources {
 			delta.Resources = append(delta.Resources, &discoveryv3.Resource{Name: res.Name, Version: res.Version, Resource: res.Body})
 			world.Resources = append(world.Resources, res.Body)

@@ -1,0 +1,60 @@
+package control
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/chandler-proxy/chandler/internal/mesh"
+	"github.com/chandler-proxy/chandler/internal/xds"
+)
+
+// An Extension is one extension as its user wrote it, and what has become of it
+// at the proxies.
+type Extension struct {
+	xds.Extension
+
+	// Of one that is not a resource of its own, such as an EnvoyFilter's, the
+	// following are empty.
+	Kind      string `json:"kind,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Resource  string `json:"resource,omitempty"` // name of the resource
+	Phase     string `json:"phase,omitempty"`
+	Priority  int32  `json:"priority,omitempty"`
+}
+
+// Extensions is what has become of each extension: those of the resources, in
+// their order, then what else proxies want. Safe for concurrent use.
+func (p *Plane) Extensions() []Extension {
+	var world []*mesh.Extension
+	if gen := p.publisher.generation(); gen != nil {
+		world = gen.world.AllExtensions()
+	}
+	return extensions(world, xds.Extensions(p.xds.Proxies()))
+}
+
+// extensions joins what is written with what became of it.
+func extensions(written []*mesh.Extension, became []xds.Extension) []Extension {
+	out := make([]Extension, 0, len(written)+len(became))
+	taken := make(map[string]bool, len(written))
+	for _, e := range written {
+		taken[e.Resource] = true
+		found := xds.Extension{Name: e.Resource, Running: map[string]int{}}
+		if i, ok := slices.BinarySearchFunc(became, e.Resource, func(x xds.Extension, name string) int { return cmp.Compare(x.Name, name) }); ok {
+			found = became[i]
+		}
+		out = append(out, Extension{
+			Extension: found,
+			Kind:      e.Object.GetObjectKind().GroupVersionKind().Kind,
+			Namespace: e.Object.GetNamespace(),
+			Resource:  e.Object.GetName(),
+			Phase:     e.Phase.String(),
+			Priority:  e.Priority,
+		})
+	}
+	for _, e := range became {
+		if !taken[e.Name] {
+			out = append(out, Extension{Extension: e})
+		}
+	}
+	return out
+}
