@@ -16,6 +16,10 @@ curl: command -v curl
 git: command -v git
 iproute2: command -v ip
 iptables: command -v iptables
+containerd: command -v containerd && command -v ctr
+runc: command -v runc
+containernetworking-plugins: test -x /usr/lib/cni/ptp
+mmdebstrap: command -v mmdebstrap
 openssl: command -v openssl
 python3-venv: python3 -c "import ensurepip, venv"
 gcc: command -v gcc
