@@ -387,6 +387,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		f.Add(data)
 	}
+	f.Add([]byte(`{"apiVersion":"extensions.istio.io/v1alpha1","kind":"WasmPlugin","":{}}`))
 	d := NewDecoder()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		lines := 1 // YAML has more line breaks than one

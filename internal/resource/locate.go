@@ -77,6 +77,9 @@ type shape interface {
 
 // suggestField is what to do about the unknown field keys of a resource of shape s.
 func suggestField(s shape, keys []string) string {
+	if len(keys) == 0 { // a key that is empty names no field
+		return ""
+	}
 	name := keys[len(keys)-1]
 	at := s
 	for _, key := range keys[:len(keys)-1] {
