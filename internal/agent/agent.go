@@ -51,7 +51,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	upstream, err := dial(cfg.Upstream)
+	upstream, err := dial(cfg.Upstream, cfg.Identity)
 	if err != nil {
 		return err
 	}

@@ -17,18 +17,22 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/chandler-proxy/chandler/internal/envoy"
+	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/mesh"
+	"github.com/chandler-proxy/chandler/internal/probe"
 )
 
 // A Config is everything the agent can be told. Upstream, Log and one of Envoy and
 // Engine are required, and so is Proxy unless EnvoyArgs bring a bootstrap.
 type Config struct {
-	Upstream string // ADS server, host:port, in plain text
-	DataDir  string // default /var/lib/chandler; the agent's socket is xds.sock in it
+	Upstream string          // ADS server, host:port
+	Identity identity.Client // what the two know each other by; its zero value is plain text
+	DataDir  string          // default /var/lib/chandler; the agent's socket is xds.sock in it
 	Log      *slog.Logger
 
 	Status  net.Listener         // metrics and health; closed by Run; default is at 127.0.0.1:15020
 	Metrics *prometheus.Registry // default a new one; the agent adds its own
+	Probes  probe.Set            // of the workload, answered at Status in its place
 
 	Proxy           mesh.Proxy // who the proxy is towards the control plane
 	Service         string     // node cluster, default WORKLOAD.NAMESPACE

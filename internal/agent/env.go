@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/chandler-proxy/chandler/internal/probe"
 )
 
 // ConfigFromEnv returns base with what the environment says under the names of
@@ -42,6 +44,10 @@ func ConfigFromEnv(lookup func(string) (string, bool), base Config) (Config, err
 		}
 		cfg.PassECDS = !convert
 		return nil
+	})
+	read(probe.Variable, func(v string) (err error) {
+		cfg.Probes, err = probe.ParseSet(v)
+		return err
 	})
 	if err := errors.Join(errs...); err != nil {
 		return base, err

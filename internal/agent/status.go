@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/chandler-proxy/chandler/internal/envoy"
+	"github.com/chandler-proxy/chandler/internal/probe"
+	"github.com/chandler-proxy/chandler/internal/redirect"
 )
 
 // A proxy is what the status port says of an [envoy.Process].
@@ -28,6 +30,7 @@ type status struct {
 	proxy     proxy
 	connected func() bool // the control plane has answered once
 	quit      func()
+	probes    http.Handler
 
 	metrics  prometheus.Gatherer
 	scrapes  prometheus.Counter
@@ -41,6 +44,7 @@ func newStatus(cfg Config, p proxy, connected func() bool, quit func()) *status 
 		proxy:     p,
 		connected: connected,
 		quit:      quit,
+		probes:    probes(cfg),
 		metrics:   cfg.Metrics,
 		scrapes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "istio_agent_scrapes_total",
@@ -62,7 +66,26 @@ func (s *status) handler() http.Handler {
 	mux.HandleFunc("GET /stats/prometheus", s.serveMetrics)
 	mux.HandleFunc("GET /healthz/ready", s.serveReady)
 	mux.HandleFunc("POST /quitquitquit", s.serveQuit)
+	mux.Handle("GET "+probe.HealthPrefix, s.probes)
+	mux.Handle("GET "+probe.LifecyclePrefix, s.probes)
 	return mux
+}
+
+// probes answers those of the workload. Where traffic is redirected, they come
+// from the address that redirection lets pass to it.
+func probes(cfg Config) http.Handler {
+	p := probe.Config{Probes: cfg.Probes, Log: cfg.Log}
+	if len(cfg.Proxy.IPs) > 0 {
+		p.Pod = cfg.Proxy.IPs[0]
+	}
+	if cfg.Proxy.Redirected {
+		own := redirect.OwnAddress4
+		if p.Pod.Is6() {
+			own = redirect.OwnAddress6
+		}
+		p.Source = netip.MustParseAddr(own)
+	}
+	return probe.Handler(p)
 }
 
 // run serves on l until ctx ends. It closes l.

@@ -9,13 +9,21 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+
+	"github.com/chandler-proxy/chandler/internal/identity"
 )
 
 // dial returns a connection to the ADS server at addr, made when it is first
 // used and made anew, with backoff and jitter, whenever it breaks.
-func dial(addr string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+func dial(addr string, id identity.Client) (*grpc.ClientConn, error) {
+	options := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	if id != (identity.Client{}) {
+		if err := id.Check(); err != nil { // told at once, rather than at every attempt
+			return nil, err
+		}
+		options = id.DialOptions()
+	}
+	conn, err := grpc.NewClient(addr, append(options,
 		grpc.WithNoProxy(), // the control plane is a neighbour
 		grpc.WithDefaultCallOptions(
 			// What Envoy is sent, it must be able to have: no limit of our own.
@@ -27,7 +35,7 @@ func dial(addr string) (*grpc.ClientConn, error) {
 		}),
 		// As Istio's agent: a control plane that is gone without a word is noticed in 40 s.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-	)
+	)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to control plane %s: %w", addr, err)
 	}

@@ -8,12 +8,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/chandler-proxy/chandler/internal/agent"
+	"github.com/chandler-proxy/chandler/internal/identity"
 )
 
 func (c *command) agent() *cobra.Command {
 	var (
 		proxy    proxyFlags
 		upstream string
+		id       identity.Client
 	)
 	cmd := &cobra.Command{
 		Use:   "agent --control ADDRESS [flags] [-- ENVOY ARGS]",
@@ -34,11 +36,14 @@ agent's socket, xds.sock in --data, as its ADS cluster.`,
 			if upstream == "" {
 				return misuse{errors.New("--control is required: the ADDRESS of a control plane")}
 			}
+			if id != (identity.Client{}) && id.CAFile == "" {
+				return misuse{errors.New("--ca is required: without it nothing is encrypted, and a credential is not sent in plain text")}
+			}
 			cfg, err := proxy.config(c)
 			if err != nil {
 				return err
 			}
-			cfg.Upstream, cfg.EnvoyArgs = upstream, args
+			cfg.Upstream, cfg.Identity, cfg.EnvoyArgs = upstream, id, args
 			if cfg.Status, err = net.Listen("tcp", proxy.status); err != nil {
 				return fmt.Errorf("--status: %w", err)
 			}
@@ -46,6 +51,13 @@ agent's socket, xds.sock in --data, as its ADS cluster.`,
 		},
 	}
 	cmd.Flags().StringVar(&upstream, "control", "", "`ADDRESS` of the control plane, host:port")
-	proxy.add(cmd.Flags(), "envoy", "/var/lib/chandler", "")
+	flags := cmd.Flags()
+	flags.StringVar(&id.CAFile, "ca", "", "`FILE` of root certificates that the control plane is verified by; without it, it is spoken to in plain text")
+	flags.StringVar(&id.TokenFile, "token", "", "`FILE` of the service-account token that the proxy proves itself with; read again when it changes")
+	flags.StringVar(&id.CertFile, "cert", "", "`FILE` of a client certificate, instead of a token")
+	flags.StringVar(&id.KeyFile, "key", "", "`FILE` of its key")
+	flags.StringVar(&id.ServerName, "control-name", "", "`NAME` in the control plane's certificate (default: the host of --control)")
+	flags.StringVar(&proxy.podInfo, "pod-info", "", "`DIR` of a downwardAPI volume: its file labels has the workload's labels")
+	proxy.add(flags, "envoy", "/var/lib/chandler", "")
 	return cmd
 }

@@ -76,7 +76,7 @@ A flag that is not given is taken from the environment: --data from CHANDLER_DAT
 	})
 	root.PersistentFlags().StringVar(&c.logLevel, "log-level", "info", "least severe `LEVEL` to log: debug, info, warn or error")
 	root.PersistentFlags().StringVar(&c.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
-	root.AddCommand(c.run(), c.control(), c.agent(), c.check(), c.status(), c.plugin(), c.version(), c.preflight())
+	root.AddCommand(c.run(), c.control(), c.agent(), c.check(), c.status(), c.install(), c.plugin(), c.version(), c.preflight(), c.redirect(), c.inject())
 	return root
 }
 

@@ -32,7 +32,7 @@ build it with the compiler of its language, push it to a registry.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.SuggestionsMinimumDistance = 2
-	cmd.AddCommand(c.pluginInit(), c.pluginBuild(), c.pluginInspect(), c.pluginPush(), c.pluginPull())
+	cmd.AddCommand(c.pluginInit(), c.pluginBuild(), c.pluginTest(), c.pluginDev(), c.pluginInspect(), c.pluginPush(), c.pluginPull())
 	return cmd
 }
 

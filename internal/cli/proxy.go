@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ type proxyFlags struct {
 	redirected, wholeWorld bool
 	preflight              bool
 	data, modules          string
+	podInfo                string
 	admin, status          string
 }
 
@@ -53,7 +55,7 @@ func (f *proxyFlags) config(c *command) (agent.Config, error) {
 	if cfg.Log, err = c.logger(); err != nil {
 		return cfg, err
 	}
-	if cfg.Proxy, err = f.proxy(); err != nil {
+	if cfg.Proxy, err = f.proxy(c.env.Lookup); err != nil {
 		return cfg, misuse{err}
 	}
 	if cfg.Admin, err = netip.ParseAddrPort(f.admin); err != nil {
@@ -78,8 +80,9 @@ func (f *proxyFlags) config(c *command) (agent.Config, error) {
 // envoyFetched is where scripts/envoy.sh leaves Envoy, seen from the project's folder.
 const envoyFetched = ".tools/envoy"
 
-// proxy is who the flags say the proxy is.
-func (f *proxyFlags) proxy() (mesh.Proxy, error) {
+// proxy is who the flags say the proxy is, and the variables that injection sets,
+// which are Istio's.
+func (f *proxyFlags) proxy(lookup func(string) (string, bool)) (mesh.Proxy, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		return mesh.Proxy{}, err
@@ -94,7 +97,24 @@ func (f *proxyFlags) proxy() (mesh.Proxy, error) {
 		return p, fmt.Errorf("--namespace: %s contradicts %s in --id", f.namespace, p.Namespace)
 	}
 	p.Labels = f.labels
+	if f.podInfo != "" {
+		if p.Labels, err = podLabels(filepath.Join(f.podInfo, "labels")); err != nil {
+			return p, fmt.Errorf("--pod-info: %w", err)
+		}
+		maps.Copy(p.Labels, f.labels)
+	}
 	p.Redirected = f.redirected
+	p.Workload, _ = lookup("ISTIO_META_WORKLOAD_NAME")
+	if list, _ := lookup("INSTANCE_IPS"); list != "" {
+		p.IPs = nil
+		for text := range strings.SplitSeq(list, ",") {
+			ip, err := netip.ParseAddr(strings.TrimSpace(text))
+			if err != nil {
+				return p, fmt.Errorf("INSTANCE_IPS: %q is not an IP address", text)
+			}
+			p.IPs = append(p.IPs, ip)
+		}
+	}
 	return p, nil
 }
 
@@ -112,7 +132,7 @@ func sources(list []string) ([]string, error) {
 	for _, s := range list {
 		path, ok := strings.CutPrefix(s, "dir:")
 		if !ok || path == "" {
-			return nil, misuse{fmt.Errorf("--source: %q is not dir:PATH", s)}
+			return nil, misuse{fmt.Errorf("--source: %q is neither kube nor dir:PATH", s)}
 		}
 		paths = append(paths, path)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"sync"
@@ -56,7 +57,9 @@ func run(t *testing.T, f func(context.Context) error) {
 }
 
 func testPublisher(t *testing.T) *publisher {
-	server := xds.New(xds.Config{Class: class})
+	server := xds.New(xds.Config{Class: func(ctx context.Context, n *corev3.Node) (string, error) {
+		return class(context.WithValue(ctx, plaintext{}, true), n)
+	}})
 	log := slog.New(slog.DiscardHandler)
 	return newPublisher(server, make(chan struct{}), mesh.Options{}, newProblems(log, prometheus.NewRegistry()), log)
 }
@@ -390,20 +393,36 @@ func TestListen(t *testing.T) {
 	if err == nil {
 		t.Error("a control plane without a source was made")
 	}
-	for _, cfg := range []Config{
-		{XDS: "0.0.0.0:0", Monitoring: "127.0.0.1:0"},
-		{XDS: "127.0.0.1:0", Monitoring: ":0"},
+	cfg := Config{Source: make(channel), XDS: "0.0.0.0:0", Monitoring: ":0"}
+	if _, err := Listen(t.Context(), cfg); !errors.Is(err, ErrNotLoopback) {
+		t.Errorf("listen on %s: %v, want %v", cfg.XDS, err, ErrNotLoopback)
+	}
+	cfg.Remote = true
+	p, err := Listen(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, p.Run)
+}
+
+// TestDebugPages: who is not on this machine sees metrics, and no configuration.
+func TestDebugPages(t *testing.T) {
+	p := newTestPlane(t)
+	run(t, p.Run)
+	for from, codes := range map[string]map[string]int{
+		"127.0.0.1:1":  {"/metrics": 200, "/debug/problems": 200},
+		"[::1]:1":      {"/debug/syncz": 200},
+		"192.0.2.1:80": {"/metrics": 200, "/healthz": 200, "/debug/problems": 403, "/debug/config_dump": 403, "/debug/pprof/": 403},
+		"nonsense":     {"/debug/problems": 403},
 	} {
-		cfg.Source = make(channel)
-		if _, err := Listen(t.Context(), cfg); !errors.Is(err, ErrNotLoopback) {
-			t.Errorf("listen on %s and %s: %v, want %v", cfg.XDS, cfg.Monitoring, err, ErrNotLoopback)
+		for path, want := range codes {
+			w, r := httptest.NewRecorder(), httptest.NewRequest("GET", path, nil)
+			r.RemoteAddr = from
+			p.monitoring.ServeHTTP(w, r)
+			if w.Code != want {
+				t.Errorf("%s from %s = %d, want %d", path, from, w.Code, want)
+			}
 		}
-		cfg.Remote = true
-		p, err := Listen(t.Context(), cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		run(t, p.Run)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -21,19 +22,33 @@ func newMonitoring(p *Plane, metrics *prometheus.Registry, profiles bool) http.H
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	mux.HandleFunc("GET /ready", p.ready)
-	mux.HandleFunc("GET /debug/syncz", page(func() any { return syncz(p.xds.Proxies()) }))
-	mux.HandleFunc("GET /debug/extensionz", page(func() any { return p.Extensions() }))
-	mux.HandleFunc("GET /debug/problems", page(func() any { return problemz(p.Problems()) }))
-	mux.HandleFunc("GET /debug/worldz", page(func() any { return p.worldz() }))
-	mux.HandleFunc("GET /debug/config_dump", p.configDump)
+	debug := http.NewServeMux()
+	mux.Handle("GET /debug/", local(debug))
+	debug.HandleFunc("GET /debug/syncz", page(func() any { return syncz(p.xds.Proxies()) }))
+	debug.HandleFunc("GET /debug/extensionz", page(func() any { return p.Extensions() }))
+	debug.HandleFunc("GET /debug/problems", page(func() any { return problemz(p.Problems()) }))
+	debug.HandleFunc("GET /debug/worldz", page(func() any { return p.worldz() }))
+	debug.HandleFunc("GET /debug/config_dump", p.configDump)
 	if profiles {
-		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+		debug.HandleFunc("GET /debug/pprof/", pprof.Index)
+		debug.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+		debug.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		debug.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		debug.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
 	return mux
+}
+
+// local serves requests from this machine only, as one that kubectl port-forward
+// passes on: what configuration proxies have is not for everybody in a cluster.
+func local(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if from, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !from.Addr().Unmap().IsLoopback() {
+			http.Error(w, "debug pages are for the machine of the control plane: use kubectl port-forward", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func page(content func() any) http.HandlerFunc {

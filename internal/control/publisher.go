@@ -23,11 +23,12 @@ import (
 // A publisher makes a World of each snapshot of the source, and of the World the
 // configuration of each class of proxies that is connected.
 type publisher struct {
-	xds      *xds.Server
-	problems *problems
-	log      *slog.Logger
-	changes  chan source.Snapshot // the newest that was not taken yet; holds one
-	appeared <-chan struct{}      // a class has no configuration yet
+	xds       *xds.Server
+	problems  *problems
+	log       *slog.Logger
+	changes   chan source.Snapshot // the newest that was not taken yet; holds one
+	appeared  <-chan struct{}      // a class has no configuration yet
+	published func()               // there is news
 
 	newWorld func([]resource.Object) (*mesh.World, []resource.Problem)
 	build    func(*mesh.World, mesh.Proxy) (*translate.Resources, []resource.Problem)
@@ -44,6 +45,7 @@ type generation struct {
 	world   *mesh.World
 	encoder *xds.Encoder
 
+	written  []resource.Object             // as the source has them; what is judged
 	snap     source.Snapshot               // where the World's objects are written
 	problems []resource.Problem            // of the source and the mesh
 	classes  map[string][]resource.Problem // of each class that was built
@@ -51,11 +53,12 @@ type generation struct {
 
 func newPublisher(server *xds.Server, appeared <-chan struct{}, opts mesh.Options, problems *problems, log *slog.Logger) *publisher {
 	return &publisher{
-		xds:      server,
-		problems: problems,
-		log:      log,
-		changes:  make(chan source.Snapshot, 1),
-		appeared: appeared,
+		xds:       server,
+		problems:  problems,
+		log:       log,
+		changes:   make(chan source.Snapshot, 1),
+		appeared:  appeared,
+		published: func() {},
 		newWorld: func(objects []resource.Object) (*mesh.World, []resource.Problem) {
 			world, problems := mesh.New(objects, opts)
 			return world, append(problems, translate.Problems(world)...)
@@ -119,6 +122,7 @@ func (p *publisher) renew(snap source.Snapshot) {
 		objects:  make(map[string]int),
 		world:    world,
 		encoder:  xds.NewEncoder(),
+		written:  snap.Objects,
 		snap:     source.Snapshot{Places: snap.Places},
 		problems: append(problems[:len(problems):len(problems)], snap.Problems...),
 		classes:  make(map[string][]resource.Problem),
@@ -172,6 +176,7 @@ func (p *publisher) publish(want func(xds.Class) bool) {
 	_ = g.Wait() // none returns an error: what is wrong with a class is its problem
 	gen.classes = found
 	p.problems.set(gen.allProblems())
+	p.published()
 	p.log.Info("configuration published", "generation", gen.number, "classes", built, "took", time.Since(began))
 }
 

@@ -8,8 +8,11 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
+
+	"google.golang.org/grpc/codes"
 
 	"github.com/chandler-proxy/chandler/internal/module"
 )
@@ -30,6 +33,27 @@ const (
 var kindNames = [...]string{"failed", "denied", "not found", "checksum", "too large", "not a module", "blocked"}
 
 func (k Kind) String() string { return kindNames[k] }
+
+// kindCodes are what gRPC has for kinds: so an agent tells the control plane why
+// it refuses an extension.
+var kindCodes = [...]codes.Code{
+	Failed:    codes.Unavailable,
+	Denied:    codes.Unauthenticated,
+	NotFound:  codes.NotFound,
+	Checksum:  codes.DataLoss,
+	TooLarge:  codes.ResourceExhausted,
+	NotModule: codes.FailedPrecondition,
+	Blocked:   codes.PermissionDenied,
+}
+
+// Code is k as gRPC has it.
+func (k Kind) Code() codes.Code { return kindCodes[k] }
+
+// KindOf is the kind that has that code, if one has.
+func KindOf(c codes.Code) (Kind, bool) {
+	i := slices.Index(kindCodes[:], c)
+	return Kind(max(i, 0)), i >= 0
+}
 
 // An Error is why a fetch failed.
 type Error struct {

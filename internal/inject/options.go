@@ -25,7 +25,7 @@ type Options struct {
 	EnvoyImage string `json:"envoyImage,omitempty"` // of chandler with an Envoy
 	Proxy      string `json:"proxy,omitempty"`      // Engine or Envoy; default Engine
 
-	PullPolicy  corev1.PullPolicy            `json:"pullPolicy,omitempty"`  // default Kubernetes'
+	PullPolicy  corev1.PullPolicy            `json:"pullPolicy,omitempty"`  // default IfNotPresent
 	PullSecrets []string                     `json:"pullSecrets,omitempty"` // names, added to the pod
 	Env         map[string]string            `json:"env,omitempty"`         // of the agent, such as WASM_INSECURE_REGISTRIES
 	Resources   *corev1.ResourceRequirements `json:"resources,omitempty"`   // default Istio's: requests 100m, 128Mi, limits 2, 1Gi
@@ -53,6 +53,7 @@ func ReadOptions(text []byte) (Options, error) {
 // WithDefaults fills in what o leaves out, and refuses what cannot be.
 func (o Options) WithDefaults() (Options, error) {
 	o.Proxy = cmp.Or(o.Proxy, Engine)
+	o.PullPolicy = cmp.Or(o.PullPolicy, corev1.PullIfNotPresent)
 	o.Revision = cmp.Or(o.Revision, DefaultRevision)
 	o.RootNamespace = cmp.Or(o.RootNamespace, "istio-system")
 	o.Control = cmp.Or(o.Control, "chandler."+o.RootNamespace+".svc:15012")

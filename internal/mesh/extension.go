@@ -72,6 +72,8 @@ type Extension struct {
 	Config *corev3.TypedExtensionConfig
 	Lua    string // script
 
+	Reference string // where its module is, with scheme; empty if it is Lua
+
 	attachment Attachment
 	matches    []*extensions.TrafficSelector
 }
@@ -231,7 +233,7 @@ func (b *indexing) newExtension(o resource.Object) (*Extension, []resource.Probl
 	case *extensions.TrafficExtension_Wasm:
 		m := wasmModule{World: b.World, object: o, spec: c.Wasm, field: field, name: o.GetNamespace() + "." + o.GetName()}
 		e.Config = m.config(e.Resource)
-		problems = m.problems
+		e.Reference, problems = m.reference, m.problems
 		if m.refused {
 			return nil, problems
 		}
@@ -289,6 +291,8 @@ type wasmModule struct {
 	name     string // NAMESPACE.NAME
 	problems []resource.Problem
 	refused  bool
+
+	reference string
 }
 
 func (m *wasmModule) refuse(field, message, mend string) {
@@ -416,6 +420,7 @@ func (m *wasmModule) code() *corev3.AsyncDataSource {
 	if !strings.Contains(address, "://") {
 		address = "oci://" + address
 	}
+	m.reference = address
 	u, err := url.Parse(address)
 	if err != nil {
 		m.refuse("url", "is not a URL: "+strings.TrimPrefix(err.Error(), "parse "), "write oci://, https://, http:// or file://")

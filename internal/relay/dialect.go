@@ -63,7 +63,7 @@ type dialect interface {
 	response(f frame) (response, error)
 	subscribe(r request) (frame, error)
 	ack(nonce string) (frame, error) // nil if there is no one to tell
-	nack(nonce, reason string) (frame, error)
+	nack(nonce string, code codes.Code, reason string) (frame, error)
 	report(modules map[string]module.Digest) (frame, error)
 
 	// listeners are what a response with listeners says.
@@ -84,8 +84,8 @@ const (
 	listenerNameField     protowire.Number = 1 // of envoy.config.listener.v3.Listener
 )
 
-func reject(reason string) *statuspb.Status {
-	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: reason}
+func reject(code codes.Code, reason string) *statuspb.Status {
+	return &statuspb.Status{Code: int32(code), Message: reason}
 }
 
 // delta is the incremental variant.
@@ -160,11 +160,11 @@ func (*delta) ack(nonce string) (frame, error) {
 	return proto.Marshal(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: ecds.TypeURL, ResponseNonce: nonce})
 }
 
-func (*delta) nack(nonce, reason string) (frame, error) {
+func (*delta) nack(nonce string, code codes.Code, reason string) (frame, error) {
 	return proto.Marshal(&discoveryv3.DeltaDiscoveryRequest{
 		TypeUrl:       ecds.TypeURL,
 		ResponseNonce: nonce,
-		ErrorDetail:   reject(reason),
+		ErrorDetail:   reject(code, reason),
 	})
 }
 
@@ -288,10 +288,10 @@ func (s *sotw) ack(nonce string) (frame, error) {
 	return proto.Marshal(s.message())
 }
 
-func (s *sotw) nack(nonce, reason string) (frame, error) {
+func (s *sotw) nack(nonce string, code codes.Code, reason string) (frame, error) {
 	m := s.message()
 	m.ResponseNonce = nonce
-	m.ErrorDetail = reject(reason)
+	m.ErrorDetail = reject(code, reason)
 	return proto.Marshal(m)
 }
 

@@ -9,10 +9,12 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/chandler-proxy/chandler/internal/ecds"
+	"github.com/chandler-proxy/chandler/internal/fetch"
 	"github.com/chandler-proxy/chandler/internal/module"
 	"github.com/chandler-proxy/chandler/internal/store"
 )
@@ -84,13 +86,28 @@ func (d *delivery) same(other *delivery) bool {
 // A batch is one response from above. It is acked when every extension in it is
 // running or superseded, and nacked when one has failed.
 type batch struct {
-	live    map[string]bool   // extensions whose wanted version came in it
-	waiting map[string]bool   // of these, those whose outcome is open
-	failed  map[string]string // of these, those that failed, and why
-	said    string            // what was answered: "", ackSaid or the reason of a nack
+	live    map[string]bool    // extensions whose wanted version came in it
+	waiting map[string]bool    // of these, those whose outcome is open
+	failed  map[string]failure // of these, those that failed
+	said    string             // what was answered: "", ackSaid or the reason of a nack
 }
 
 const ackSaid = "\x00ack"
+
+// A failure is why an extension is refused.
+type failure struct {
+	reason string
+	code   codes.Code
+}
+
+// failed is the failure that err is: one to fetch a module has a code of its own.
+func failed(err error) failure {
+	f := failure{err.Error(), codes.InvalidArgument}
+	if e, ok := errors.AsType[*fetch.Error](err); ok {
+		f.code = e.Kind.Code()
+	}
+	return f
+}
 
 func newSession(ctx context.Context, r *Relay, d dialect) *session {
 	return &session{
@@ -235,7 +252,7 @@ func (s *session) supersede(e *extension) error {
 	nonce := e.wanted.nonce
 	if b := s.batches[nonce]; b != nil {
 		delete(b.live, e.name)
-		s.settle(e, "")
+		s.settle(e, failure{})
 		if len(b.live) == 0 { // nothing is left to tell: it neither runs nor failed
 			delete(s.batches, nonce)
 		}
@@ -255,7 +272,7 @@ func (s *session) fromAbove(f frame) (nonce, from string, err error) {
 }
 
 func (s *session) take(res response) error {
-	b := &batch{live: make(map[string]bool), waiting: make(map[string]bool), failed: make(map[string]string)}
+	b := &batch{live: make(map[string]bool), waiting: make(map[string]bool), failed: make(map[string]failure)}
 	for _, r := range res.resources {
 		if s.extensions[r.name] != nil {
 			b.live[r.name], b.waiting[r.name] = true, true
@@ -414,7 +431,7 @@ func (s *session) refuse(e *extension, result string, err error) error {
 	s.relay.metrics.converted(result, e.wanted.arrived)
 	s.relay.cfg.Log.Warn("extension refused",
 		"extension", e.name, "version", e.wanted.version, "try", e.tries, "runs", e.have, "reason", err)
-	s.settle(e, err.Error())
+	s.settle(e, failed(err))
 	return errors.Join(s.standIn(e), s.answer(e.wanted.nonce))
 }
 
@@ -539,7 +556,7 @@ func (s *session) running(e *extension, d *delivery) error {
 		s.relay.cfg.Log.Info("extension healed", "extension", e.name, "version", d.version)
 	}
 	e.tries = 0
-	s.settle(e, "")
+	s.settle(e, failure{})
 	return errors.Join(s.answer(e.wanted.nonce), s.report(e.name))
 }
 
@@ -572,7 +589,7 @@ func (s *session) rejected(e *extension, d *delivery, reason string) error {
 	}
 	s.relay.cfg.Log.Warn("extension refused by the proxy",
 		"extension", e.name, "version", d.version, "runs", e.have, "reason", reason)
-	s.settle(e, "the proxy refused it: "+reason)
+	s.settle(e, failed(errors.New("the proxy refused it: "+reason)))
 	return errors.Join(s.standIn(e), s.restore(e), s.answer(e.wanted.nonce))
 }
 
@@ -612,17 +629,17 @@ func (s *session) restore(e *extension) error {
 	return s.send(e, &delivery{name: e.name, version: h.version, body: h.body, again: true})
 }
 
-// settle records the outcome of e's wanted version: a failure, or none if reason is empty.
-func (s *session) settle(e *extension, reason string) {
+// settle records the outcome of e's wanted version: a failure, or none if it is zero.
+func (s *session) settle(e *extension, f failure) {
 	b := s.batches[e.wanted.nonce]
 	if b == nil {
 		return
 	}
 	delete(b.waiting, e.name)
-	if reason == "" {
+	if f == (failure{}) {
 		delete(b.failed, e.name)
 	} else {
-		b.failed[e.name] = reason
+		b.failed[e.name] = f
 	}
 }
 
@@ -644,7 +661,7 @@ func (s *session) answer(nonce string) error {
 	if say == ackSaid {
 		return s.sendUp(s.d.ack(nonce))
 	}
-	return s.sendUp(s.d.nack(nonce, say))
+	return s.sendUp(s.d.nack(nonce, codeOf(b.failed), say))
 }
 
 // open reports whether the outcome of a response is still open and untold.
@@ -665,16 +682,28 @@ func (s *session) lateAck(nonce string) error {
 }
 
 // sayOf is what to say of a batch: ackSaid, or the reasons of a nack.
-func sayOf(failed map[string]string) string {
+func sayOf(failed map[string]failure) string {
 	if len(failed) == 0 {
 		return ackSaid
 	}
 	reasons := make([]string, 0, len(failed))
-	for name, reason := range failed {
-		reasons = append(reasons, "extension "+name+": "+reason)
+	for name, f := range failed {
+		reasons = append(reasons, "extension "+name+": "+f.reason)
 	}
 	slices.Sort(reasons)
 	return strings.Join(reasons, "; ")
+}
+
+// codeOf is the code of failures that all have the same.
+func codeOf(failed map[string]failure) codes.Code {
+	code := codes.OK
+	for _, f := range failed {
+		if code != codes.OK && code != f.code {
+			return codes.InvalidArgument
+		}
+		code = f.code
+	}
+	return code
 }
 
 func (s *session) sendUp(f frame, err error) error {

@@ -17,6 +17,7 @@ import (
 	wasmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/wasm/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -204,7 +205,7 @@ func (h *harness) ack(name string) {
 
 func (h *harness) nack(name, reason string) {
 	h.t.Helper()
-	h.envoy(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: h.nonces[name], ErrorDetail: reject(reason)})
+	h.envoy(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: h.nonces[name], ErrorDetail: reject(codes.Internal, reason)})
 }
 
 func (h *harness) expect(want ...string) {
@@ -534,7 +535,7 @@ func TestListenersWaitForAnswers(t *testing.T) {
 	h.s.passListeners(frame("listener 2"))
 	h.s.passListeners(frame("listener 3"))
 	passed()
-	envoy(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: fmt.Sprint(h.s.nonces), ErrorDetail: reject("cannot load")})
+	envoy(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: fmt.Sprint(h.s.nonces), ErrorDetail: reject(codes.Internal, "cannot load")})
 	passed() // a is being restored
 	envoy(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: fmt.Sprint(h.s.nonces)})
 	passed("listener 2", "listener 3")

@@ -163,7 +163,7 @@ func (b *builder) buildVirtualInbound() {
 		&listenerv3.FilterChain{Name: "virtualInbound", Filters: b.tcpFilters(c, tcpProxy(inboundPass, inboundPass))},
 	)
 	sniff(l, declared)
-	b.out.Clusters = append(b.out.Clusters, fromProxy(originalDestination(inboundPass)))
+	b.out.Clusters = append(b.out.Clusters, b.fromProxy(originalDestination(inboundPass)))
 	b.addListener(l)
 }
 
@@ -231,7 +231,7 @@ func toCluster(name, cluster string, retries *routev3.RetryPolicy) *routev3.Rout
 // address the client asked for.
 func (b *builder) addInboundCluster(p inboundPort, ip string) {
 	name := clusterName("inbound", p.number, "", "")
-	c := fromProxy(originalDestination(name))
+	c := b.fromProxy(originalDestination(name))
 	if ip != "" {
 		c = &clusterv3.Cluster{
 			Name:                 name,
@@ -253,9 +253,13 @@ func (b *builder) addInboundCluster(p inboundPort, ip string) {
 
 // fromProxy marks connections as the proxy's own, so that redirection lets them
 // pass: Istio's rules know them by this source address.
-func fromProxy(c *clusterv3.Cluster) *clusterv3.Cluster {
+func (b *builder) fromProxy(c *clusterv3.Cluster) *clusterv3.Cluster {
+	address := "127.0.0.6"
+	if b.proxy.IPv6Only() {
+		address = "::6"
+	}
 	c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: &corev3.SocketAddress{
-		Address: "127.0.0.6", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 0},
+		Address: address, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 0},
 	}}
 	return c
 }

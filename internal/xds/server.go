@@ -30,6 +30,10 @@ type Config struct {
 	// the Server.
 	Appeared func()
 
+	// Changed is called when what [Server.Proxies] tells of extension configs may
+	// have changed. It must not block, nor call the Server.
+	Changed func()
+
 	Log        *slog.Logger          // default: none
 	Registerer prometheus.Registerer // default: metrics are not registered
 }
@@ -65,6 +69,9 @@ func New(cfg Config) *Server {
 	if cfg.Appeared == nil {
 		cfg.Appeared = func() {}
 	}
+	if cfg.Changed == nil {
+		cfg.Changed = func() {}
+	}
 	s := &Server{
 		cfg:      cfg,
 		stopping: make(chan struct{}),
@@ -74,12 +81,17 @@ func New(cfg Config) *Server {
 	return s
 }
 
+// Keepalive notices a proxy that is gone without a word, as Istio does.
+func Keepalive() keepalive.ServerParameters {
+	return keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}
+}
+
 // Options are those of a gRPC server that serves many proxies over long-lived
 // streams: keepalive as Istio has it, no maximum age, and small buffers, since
 // nearly all connections are silent nearly always. Server needs their codec.
 func Options() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(Keepalive()),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(16 << 20),
 		grpc.ReadBufferSize(4 << 10),
@@ -190,6 +202,7 @@ func (s *Server) leave(st *stream) {
 	defer s.mu.Unlock()
 	c := s.classes[st.class]
 	delete(c.streams, st)
+	s.cfg.Changed()
 	if len(c.streams) == 0 {
 		delete(s.classes, st.class)
 	}

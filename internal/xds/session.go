@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/chandler-proxy/chandler/internal/module"
 )
 
@@ -47,6 +49,7 @@ type request struct {
 	nonce   string // of the response that it answers; empty if none
 	refused bool
 	reason  string // why refused
+	code    codes.Code
 
 	// Delta.
 	subscribe, unsubscribe []string
@@ -181,7 +184,7 @@ func (s *session) answer(w *watch, r *request, now time.Time) *Nack {
 	case !r.refused && !s.delta && r.version != d.version:
 		return nil // only a subscription: after a nack it still has the nonce, but not the version
 	}
-	w.answer(d, r.refused, reason, now)
+	w.answer(d, r.refused, r.code, reason, now)
 	if w.typeURL == ListenerType || w.typeURL == RouteType {
 		s.answered = now
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 	"unique"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/chandler-proxy/chandler/internal/module"
 )
 
@@ -36,13 +38,25 @@ type Type struct {
 
 // A Held is what has become of one extension config at one proxy.
 type Held struct {
-	Name    string    `json:"name"`
-	State   State     `json:"state"`             // of Version
-	Version string    `json:"version,omitempty"` // newest sent
-	Running string    `json:"running,omitempty"` // last accepted on this stream, or had before it
-	Reason  string    `json:"reason,omitempty"`  // why Version is refused, as the proxy told it
-	Since   time.Time `json:"since,omitzero"`    // State
-	Module  string    `json:"module,omitempty"`  // digest of the module that it runs, if the proxy has told
+	Name    string     `json:"name"`
+	State   State      `json:"state"`             // of Version
+	Version string     `json:"version,omitempty"` // newest sent
+	Running string     `json:"running,omitempty"` // last accepted on this stream, or had before it
+	Reason  string     `json:"reason,omitempty"`  // why Version is refused, as the proxy told it
+	Code    codes.Code `json:"-"`                 // with that reason
+	Since   time.Time  `json:"since,omitzero"`    // State
+	Module  string     `json:"module,omitempty"`  // digest of the module that it runs, if the proxy has told
+}
+
+// Held is what has become of the extension config of that name at p; pending if
+// p has not asked for it yet.
+func (p Proxy) Held(name string) Held {
+	held := p.Types[ExtensionType].Extensions
+	i, ok := slices.BinarySearchFunc(held, name, func(h Held, name string) int { return cmp.Compare(h.Name, name) })
+	if !ok {
+		return Held{Name: name, State: Pending}
+	}
+	return held[i]
 }
 
 // Proxies are the connected proxies, sorted by id. Of a proxy that has several
@@ -149,7 +163,8 @@ func (w *watch) held(name string) Held {
 	case h.in == nil: // it had this before the stream began
 		held.State, held.Version = Acked, h.res.Version
 	default:
-		held.State, held.Version, held.Reason, held.Since = h.in.state, h.res.Version, h.in.err, h.in.since
+		held.State, held.Version, held.Since = h.in.state, h.res.Version, h.in.since
+		held.Reason, held.Code = h.in.err, h.in.code
 	}
 	return held
 }

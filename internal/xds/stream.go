@@ -116,6 +116,9 @@ func refusal(err error) codes.Code {
 func (s *Server) receive(st *stream, w wire, r *request) error {
 	for {
 		nack, err := st.request(r)
+		if r.typeURL == ExtensionType {
+			s.cfg.Changed()
+		}
 		if nack != nil {
 			s.refused(st, nack)
 		}
@@ -209,6 +212,7 @@ func (w deltaWire) receive() (*request, *corev3.Node, error) {
 		nonce:       m.GetResponseNonce(),
 		refused:     m.GetErrorDetail() != nil,
 		reason:      m.GetErrorDetail().GetMessage(),
+		code:        codes.Code(m.GetErrorDetail().GetCode()),
 		subscribe:   m.GetResourceNamesSubscribe(),
 		unsubscribe: m.GetResourceNamesUnsubscribe(),
 		initial:     m.GetInitialResourceVersions(),
@@ -233,6 +237,7 @@ func (w worldWire) receive() (*request, *corev3.Node, error) {
 		nonce:   m.GetResponseNonce(),
 		refused: m.GetErrorDetail() != nil,
 		reason:  m.GetErrorDetail().GetMessage(),
+		code:    codes.Code(m.GetErrorDetail().GetCode()),
 		names:   m.GetResourceNames(),
 		version: m.GetVersionInfo(),
 		modules: ecds.Reported(m.GetNode()),

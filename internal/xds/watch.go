@@ -6,6 +6,8 @@ import (
 	"time"
 	"unique"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/chandler-proxy/chandler/internal/module"
 )
 
@@ -57,6 +59,7 @@ type delivery struct {
 	state State
 	since time.Time // in state: pending since it was sent
 	err   string    // if refused
+	code  codes.Code
 }
 
 // A State is what has become of something sent.
@@ -301,8 +304,8 @@ func (w *watch) deliver(d *delivery) (news []*Resource) {
 }
 
 // answer notes what the client says of d.
-func (w *watch) answer(d *delivery, refused bool, reason string, now time.Time) {
-	d.since, d.err = now, reason
+func (w *watch) answer(d *delivery, refused bool, code codes.Code, reason string, now time.Time) {
+	d.since, d.err, d.code = now, reason, code
 	if refused {
 		d.state = Nacked
 		return

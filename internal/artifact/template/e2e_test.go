@@ -19,13 +19,14 @@ import (
 
 	"github.com/chandler-proxy/chandler/internal/artifact"
 	"github.com/chandler-proxy/chandler/internal/artifact/toolchain"
+	"github.com/chandler-proxy/chandler/internal/spec"
 )
 
 // patience is how long one Envoy may take, from start to end.
 const patience = time.Minute
 
 // TestPlugins begins a plugin in every language, tests and builds it as its README says,
-// and runs it in Envoy.
+// runs its tests in YAML, and runs it in Envoy and in the engine.
 func TestPlugins(t *testing.T) {
 	const config = `{"x-hello": "world", "x-quoted": "a \"b\""}`
 	for _, tt := range []struct {
@@ -78,19 +79,19 @@ func TestPlugins(t *testing.T) {
 				t.Fatal(err)
 			}
 
+			testModule(t, dir, file)
 			url, log := startEnvoy(t, file, config)
 			if url == "" {
 				t.Fatalf("Envoy does not take the plugin:\n%s", log)
 			}
-			for range 50 { // more streams than one, over both workers
-				resp, err := http.Get(url)
-				if err != nil {
-					t.Fatal(err)
-				}
-				resp.Body.Close()
-				if resp.StatusCode != 200 || resp.Header.Get("x-hello") != "world" || resp.Header.Get("x-quoted") != `a "b"` {
-					t.Fatalf("answer %d with headers %v", resp.StatusCode, resp.Header)
-				}
+			try(t, url)
+			url, log = startEngine(t, file, config)
+			if url == "" {
+				t.Fatalf("the engine does not take the plugin: %s", log)
+			}
+			try(t, url)
+			if url, log := startEngine(t, file, `{"x-hello": 1}`); url != "" || !strings.Contains(log, "refused the plugin configuration") {
+				t.Errorf("the plugin takes a number for a header in the engine: %s", log)
 			}
 			if url, _ := startEnvoy(t, file, `{"x-hello": 1}`); url != "" {
 				t.Error("the plugin takes a number for a header")
@@ -108,6 +109,45 @@ func TestPlugins(t *testing.T) {
 				t.Errorf("the plugin wants a configuration:\n%s", log)
 			}
 		})
+	}
+}
+
+// testModule runs the plugin's tests, as chandler plugin test does.
+func testModule(t *testing.T, dir, module string) {
+	t.Helper()
+	files, err := spec.Find(dir)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("tests are %q, %v", files, err)
+	}
+	for _, file := range files {
+		suite, err := spec.Load(file, spec.Options{Module: module})
+		if err != nil {
+			t.Fatal(err)
+		}
+		passed, err := spec.RunAll(t.Context(), []*spec.Suite{suite}, spec.Config{}, func(e spec.Event) {
+			if e.Action == spec.Output {
+				t.Log(e.Text)
+			}
+		})
+		if !passed || err != nil {
+			t.Errorf("the tests in %s fail: %v", file, err)
+		}
+	}
+}
+
+// try asks for a page whose response has the headers of the configuration: more often
+// than once, to have both workers at it.
+func try(t *testing.T, url string) {
+	t.Helper()
+	for range 50 {
+		resp, err := http.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 200 || resp.Header.Get("x-hello") != "world" || resp.Header.Get("x-quoted") != `a "b"` {
+			t.Fatalf("answer %d with headers %v", resp.StatusCode, resp.Header)
+		}
 	}
 }
 
@@ -199,7 +239,13 @@ func listener(t *testing.T, adminPath string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.Get("http://" + string(admin) + "/listeners")
+	return listenerOf(t, string(admin))
+}
+
+// listenerOf asks the admin interface where the one listener is.
+func listenerOf(t *testing.T, admin string) string {
+	t.Helper()
+	resp, err := http.Get("http://" + admin + "/listeners")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,7 @@
 //
 // The plugins are ours, a folder each in files, and all do the same: they add the
 // headers that their configuration has to responses. What is in files/common goes
-// into each. It writes files and runs nothing; an existing file is never touched.
+// into each, tests for chandler plugin test among it. It writes files and runs nothing; an existing file is never touched.
 // Start at [Write].
 package template
 

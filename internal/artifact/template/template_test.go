@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/chandler-proxy/chandler/internal/artifact/toolchain"
+	"github.com/chandler-proxy/chandler/internal/spec"
 )
 
 // Every plugin is complete, has its name everywhere, and is of the language that it
@@ -21,10 +22,14 @@ func TestWrite(t *testing.T) {
 			if err := Write(dir, language, "my-plugin"); err != nil {
 				t.Fatal(err)
 			}
-			for _, name := range []string{"README.md", "Dockerfile", "wasmplugin.yaml", ".gitignore"} {
+			for _, name := range []string{"README.md", "Dockerfile", "wasmplugin.yaml", ".gitignore", "tests/headers.yaml"} {
 				if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 					t.Error(err)
 				}
+			}
+			// Whether they pass, the end-to-end tests find out.
+			if suite, err := spec.Load(filepath.Join(dir, "tests", "headers.yaml"), spec.Options{Module: filepath.Join(dir, "README.md")}); err != nil || len(suite.Tests) == 0 {
+				t.Errorf("tests = %v, %v", suite, err)
 			}
 			named := 0
 			err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -1,0 +1,116 @@
+package control
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/chandler-proxy/chandler/internal/fetch"
+	"github.com/chandler-proxy/chandler/internal/mesh"
+	"github.com/chandler-proxy/chandler/internal/resource"
+	"github.com/chandler-proxy/chandler/internal/status"
+	"github.com/chandler-proxy/chandler/internal/xds"
+)
+
+// A delivered extension is what proxies are to run, and what they do with it.
+type delivered struct {
+	version string // the newest
+	proxies []member
+}
+
+// A member is one proxy that is to run an extension.
+type member struct {
+	id   string
+	held xds.Held
+}
+
+// facts is what is known of every resource: what is wrong with it, and of
+// extensions what proxies do with them.
+func facts(written []resource.Object, problems []resource.Problem, extensions []*mesh.Extension, to map[string]delivered) []status.Fact {
+	known := make(map[resource.Key]*mesh.Extension, len(extensions))
+	for _, e := range extensions {
+		known[resource.KeyOf(e.Object)] = e
+	}
+	wrong := byObject(written, problems)
+	all := make([]status.Fact, 0, len(written))
+	for _, o := range written {
+		key := resource.KeyOf(o)
+		f := status.Fact{Key: key, UID: o.GetUID(), Generation: o.GetGeneration(), Problems: wrong[key]}
+		if e := known[key]; e != nil {
+			f.Reference = e.Reference
+			to[e.Resource].tell(&f)
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+// byObject are problems by the objects that they are about. A Problem does not
+// tell the group of its kind: where two objects have the same kind and name, it is
+// told of neither.
+func byObject(written []resource.Object, problems []resource.Problem) map[resource.Key][]resource.Problem {
+	if len(problems) == 0 {
+		return nil
+	}
+	keys := make(map[resource.Key]resource.Key, len(written))
+	for _, o := range written {
+		key := resource.KeyOf(o)
+		bare := key
+		bare.Group = ""
+		if _, twice := keys[bare]; twice {
+			key = resource.Key{}
+		}
+		keys[bare] = key
+	}
+	found := make(map[resource.Key][]resource.Problem)
+	for _, p := range problems {
+		if key := keys[resource.Key{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name}]; key != (resource.Key{}) {
+			found[key] = append(found[key], p)
+		}
+	}
+	return found
+}
+
+// deliveries are who is to run each extension, which is told by what classes of
+// proxies were given.
+func deliveries(classes []xds.Class, proxies []xds.Proxy) map[string]delivered {
+	members := make(map[string][]xds.Proxy)
+	for _, p := range proxies {
+		members[p.Class] = append(members[p.Class], p)
+	}
+	to := make(map[string]delivered)
+	for _, c := range classes {
+		for _, r := range c.Snapshot.Resources(xds.ExtensionType) {
+			d := to[r.Name]
+			d.version = r.Version
+			for _, p := range members[c.Key] {
+				d.proxies = append(d.proxies, member{p.ID, p.Held(r.Name)})
+			}
+			to[r.Name] = d
+		}
+	}
+	return to
+}
+
+// tell adds to f what proxies do with the extension.
+func (d delivered) tell(f *status.Fact) {
+	f.Want = d.version
+	for _, m := range d.proxies {
+		held := m.held
+		// The relay says which extension of a response it is about.
+		reason := strings.TrimPrefix(held.Reason, "extension "+held.Name+": ")
+		doing := status.Proxy{ID: m.id, Version: held.Version, Reason: reason}
+		switch held.State {
+		case xds.Acked:
+			doing.State = status.Running
+			if held.Version == d.version && held.Module != "" {
+				f.Digest = held.Module
+			}
+		case xds.Nacked:
+			doing.State = status.Refused
+			if kind, ok := fetch.KindOf(held.Code); ok && held.Version == d.version {
+				f.ResolveError = &fetch.Error{Kind: kind, Err: errors.New(reason)}
+			}
+		}
+		f.Proxies = append(f.Proxies, doing)
+	}
+}

@@ -1,0 +1,84 @@
+package control
+
+import (
+	"errors"
+	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	extensionsv1alpha1 "istio.io/client-go/pkg/apis/extensions/v1alpha1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+
+	"github.com/chandler-proxy/chandler/internal/fetch"
+	"github.com/chandler-proxy/chandler/internal/mesh"
+	"github.com/chandler-proxy/chandler/internal/resource"
+	"github.com/chandler-proxy/chandler/internal/status"
+	"github.com/chandler-proxy/chandler/internal/xds"
+)
+
+// TestFacts: two classes are to run an extension, of which one proxy runs it, one
+// refuses it, one has not answered and one runs what was before.
+func TestFacts(t *testing.T) {
+	plugin := &extensionsv1alpha1.WasmPlugin{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "extensions.istio.io/v1alpha1", Kind: "WasmPlugin"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "auth", UID: "u", Generation: 3},
+	}
+	plugin.Spec.Url = "registry.test/auth:1"
+	broken := plugin.DeepCopy()
+	broken.Name, broken.Spec.Url = "broken", "ftp://there"
+	meta := metav1.ObjectMeta{Namespace: "default", Name: "gw"}
+	written := []resource.Object{plugin, broken,
+		&networkingv1.Gateway{TypeMeta: metav1.TypeMeta{APIVersion: "networking.istio.io/v1", Kind: "Gateway"}, ObjectMeta: meta},
+		&gatewayv1.Gateway{TypeMeta: metav1.TypeMeta{APIVersion: "gateway.networking.k8s.io/v1", Kind: "Gateway"}, ObjectMeta: meta},
+	}
+	world, problems := mesh.New(written, mesh.Options{})
+	problems = append(problems, resource.Problem{Kind: "Gateway", Namespace: "default", Name: "gw", Message: "of which of the two?"})
+	extension := world.AllExtensions()[0]
+
+	res, err := xds.NewEncoder().Encode(&corev3.TypedExtensionConfig{Name: extension.Resource})
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap, err := xds.NewSnapshot(nil, []*xds.Resource{res})
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := func(id, class string, held ...xds.Held) xds.Proxy {
+		return xds.Proxy{ID: id, Class: class, Types: map[string]xds.Type{xds.ExtensionType: {Extensions: held}}}
+	}
+	held := xds.Held{Name: extension.Resource, State: xds.Acked, Version: res.Version, Running: res.Version, Module: "sha256:aa"}
+	older := held
+	older.Version, older.Running, older.Module = "v0", "v0", "sha256:bb"
+	refused := held
+	refused.State, refused.Reason, refused.Code = xds.Nacked, "no such image", codes.NotFound
+	got := facts(written, problems, world.AllExtensions(), deliveries([]xds.Class{{Key: "a", Snapshot: snap}, {Key: "b", Snapshot: snap}, {Key: "none"}}, []xds.Proxy{
+		proxy("runs", "a", held), proxy("refuses", "a", refused), proxy("asked", "b"), proxy("behind", "b", older), proxy("stranger", "none", held),
+	}))
+	want := []status.Fact{
+		{
+			Key: resource.KeyOf(plugin), UID: "u", Generation: 3,
+			Reference: "oci://registry.test/auth:1", Digest: "sha256:aa", Want: res.Version,
+			ResolveError: &fetch.Error{Kind: fetch.NotFound, Err: errors.New("no such image")},
+			Proxies: []status.Proxy{
+				{ID: "runs", State: status.Running, Version: res.Version},
+				{ID: "refuses", State: status.Refused, Version: res.Version, Reason: "no such image"},
+				{ID: "asked"},
+				{ID: "behind", State: status.Running, Version: "v0"},
+			},
+		},
+		{Key: resource.KeyOf(broken), UID: "u", Generation: 3, Problems: problems[:1]},
+		{Key: resource.KeyOf(written[2])},
+		{Key: resource.KeyOf(written[3])},
+	}
+	sameError := cmp.Comparer(func(a, b error) bool {
+		x, y := new(fetch.Error), new(fetch.Error)
+		return a == nil && b == nil || errors.As(a, &x) && errors.As(b, &y) && x.Kind == y.Kind && x.Error() == y.Error()
+	})
+	if diff := cmp.Diff(want, got, sameError); diff != "" {
+		t.Errorf("facts (-want +got):\n%s", diff)
+	}
+}
