@@ -10,8 +10,12 @@ GO      ?= go
 PLUGINS := plugins/dist/basic-auth.wasm plugins/dist/header-counter.wasm
 # What a plugin is built from: the plugins' code without their tests.
 PLUGIN_SOURCES := go.mod go.sum $(filter-out %_test.go,$(wildcard plugins/*/*.go plugins/internal/*/*.go))
-# The packages that have end-to-end tests.
-E2E = $(shell git grep -l --untracked '^//go:build e2e$$' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|')
+# The packages that have end-to-end tests; those that want an API server alone are
+# run together within one.
+KUBE      := $(CURDIR)/.tools/kube/bin
+tests      = $(shell git grep -l --untracked $(1) -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|')
+E2E        = $(filter-out $(E2E_API),$(call tests,'^//go:build e2e$$'))
+E2E_API    = $(call tests,CHANDLER_KUBECONFIG)
 
 # The end-to-end tests that are not about an Envoy process; they are run on the engine too.
 ON_ENGINE := TestAgentStopped|TestControl|TestImages|TestPull|TestHTTP|TestFailing|TestPlugins|TestModule|TestDeleted|TestMany|TestFiles|TestGateway|TestSidecar|TestNetwork|TestOrder
@@ -23,7 +27,7 @@ export GOFLAGS     := $(GOFLAGS) -trimpath
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build plugins run test test-short race e2e bench lint generate clean deps envoy
+.PHONY: help build plugins run test test-short race e2e bench lint generate clean deps envoy kube images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,11 +59,20 @@ test-short: ## unit tests, vet and staticcheck, in under two minutes
 race: ## unit tests under the race detector
 	CGO_ENABLED=1 $(GO) test -race ./...
 
-e2e: build envoy ## end-to-end tests: real Envoy, real registries, the READMEs' commands
+e2e: build envoy kube ## end-to-end tests: real Envoy, real registries, a real Kubernetes, the READMEs' commands
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
 		$(GO) test -tags e2e -count 1 -p 1 -timeout 20m $(E2E)
+	$(GO) run ./test/kube/within $(GO) test -tags e2e -count 1 -p 1 -timeout 10m $(E2E_API)
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) CHANDLER_E2E_PROXY=engine \
 		$(GO) test -tags e2e -count 1 -timeout 10m -run '$(ON_ENGINE)' ./test/e2e
+
+kube: ## build the Kubernetes that tests use into .tools, unless it is there
+	test/kube/build.sh $(KUBE)
+
+images: build envoy ## build the images chandler and chandler-proxy with buildah
+	cp /etc/ssl/certs/ca-certificates.crt $(ENVOY) bin/
+	buildah --storage-driver vfs bud -f deploy/Dockerfile -t chandler .
+	buildah --storage-driver vfs bud -f deploy/proxy.Dockerfile -t chandler-proxy .
 
 bench: build envoy ## benchmarks
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \

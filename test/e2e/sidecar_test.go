@@ -60,14 +60,16 @@ func TestSidecar(t *testing.T) {
 	m.remove("gateway.yaml")
 	m.Gateway = "127.0.0.2:" + port // what takes its place: the pod's own address
 	m.AgentArgs = []string{"--id", "sidecar~127.0.0.2~httpbin.default~default.svc.cluster.local", "--namespace", "default", "--labels", "app=httpbin"}
-	m.write("httpbin.yaml", strings.ReplaceAll(example(t, "httpbin/httpbin.yaml"), "8000", port))
+	for _, name := range []string{"httpbin.yaml", "local/pod.yaml"} {
+		m.write(filepath.Base(name), strings.ReplaceAll(example(t, "httpbin/"+name), "8000", port))
+	}
 	m.startControl()
 	m.startAgent()
 	m.serving()
 	l := m.load()
 	l.more(50)
 
-	m.write("wasmplugin.yaml", strings.ReplaceAll(example(t, "httpbin/wasmplugin.yaml"), "oci://localhost:5055/header-counter:1.0", url))
+	m.write("plugin.yaml", strings.ReplaceAll(example(t, "httpbin/plugin.yaml"), "oci://localhost:5055/header-counter:1.0", url))
 	ask := func(headers ...string) (*http.Response, string) {
 		t.Helper()
 		r, err := http.NewRequest(http.MethodGet, "http://"+m.Gateway+"/headers", nil)

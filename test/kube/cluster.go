@@ -46,6 +46,8 @@ var files embed.FS
 type Config struct {
 	Programs string // folder made by build.sh; default $CHANDLER_KUBE, else Cache/bin
 	Cache    string // folder of what is kept between runs; default .tools/kube of the repository
+	// APIServerOnly leaves out what acts on objects: there are etcd and the API server.
+	APIServerOnly bool
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -124,6 +126,9 @@ func (c *Cluster) start(ctx context.Context, system []Image) (err error) {
 	if c.client, err = c.administrator(); err != nil {
 		return err
 	}
+	if c.cfg.APIServerOnly {
+		return c.startStore(ctx)
+	}
 	g, both := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.startControlPlane(both) })
 	g.Go(func() error { return c.startContainers(both, system) })
@@ -136,11 +141,7 @@ func (c *Cluster) start(ctx context.Context, system []Image) (err error) {
 // startControlPlane runs what decides. The API server waits for etcd by itself,
 // controllers and scheduler would give up.
 func (c *Cluster) startControlPlane(ctx context.Context) error {
-	if err := c.spawn("etcd",
-		"--data-dir=/run/kube/etcd", "--unsafe-no-fsync"); err != nil {
-		return err
-	}
-	if err := c.StartAPIServer(ctx); err != nil {
+	if err := c.startStore(ctx); err != nil {
 		return err
 	}
 	if err := c.spawn("kube-controller-manager", append(as("controllers"),
@@ -150,6 +151,15 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	return c.spawn("kube-scheduler", append(as("scheduler"), "--leader-elect=false", "--cert-dir=/run/kube")...)
+}
+
+// startStore runs what keeps objects.
+func (c *Cluster) startStore(ctx context.Context) error {
+	if err := c.spawn("etcd",
+		"--data-dir=/run/kube/etcd", "--unsafe-no-fsync"); err != nil {
+		return err
+	}
+	return c.StartAPIServer(ctx)
 }
 
 // as has a program act as the user.

@@ -5,6 +5,7 @@ package readme
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,12 +20,12 @@ import (
 
 const (
 	startup  = 30 * time.Second // until chandler run is ready
-	patience = 20 * time.Second // until a command prints what it should
+	patience = 60 * time.Second // until a command prints what it should
 )
 
 // TestExamples runs what each document shows against a chandler that runs what
 // the document says to run, on the well-known ports. The commands see a copy
-// of the project's examples, so that they can edit it.
+// of what they need of the project, so that they can edit it.
 func TestExamples(t *testing.T) {
 	sidecar := []string{"--id", "sidecar~127.0.0.2~httpbin.default~default.svc.cluster.local", "--labels", "app=httpbin"}
 	for _, tt := range []struct {
@@ -59,10 +60,7 @@ func testExample(t *testing.T, file string, args []string) {
 	if len(commands) == 0 {
 		t.Fatal("no commands")
 	}
-	dir := t.TempDir()
-	if err := os.CopyFS(filepath.Join(dir, "examples"), os.DirFS("../../examples")); err != nil {
-		t.Fatal(err)
-	}
+	dir := project(t)
 	chandler(t, dir, args)
 	for _, c := range commands {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -72,6 +70,34 @@ func testExample(t *testing.T, file string, args []string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// project makes a folder of what the commands in documents need of this project: the
+// binary, the examples, the plugins' sources, and live, which a document has its reader make.
+func project(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, part := range []string{"examples", "plugins"} {
+		if err := os.CopyFS(filepath.Join(dir, part), os.DirFS("../../"+part)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{"go.mod", "go.sum", "examples/bookinfo/gateway.yaml", "examples/bookinfo/productpage.yaml", "examples/bookinfo/virtualservice.yaml"} {
+		to := filepath.Join(dir, file)
+		if strings.HasPrefix(file, "examples") {
+			to = filepath.Join(dir, "live", filepath.Base(file))
+		}
+		text, err := os.ReadFile("../../" + file)
+		err = errors.Join(err, os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, text, 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	binary, err := filepath.Abs(os.Getenv("CHANDLER_BIN"))
+	if err = errors.Join(err, os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.Symlink(binary, filepath.Join(dir, "bin", "chandler"))); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // chandler runs `chandler run args` in dir until the test ends; it returns when
