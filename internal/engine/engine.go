@@ -33,6 +33,7 @@ import (
 
 	"github.com/chandler-proxy/chandler/internal/engine/ads"
 	"github.com/chandler-proxy/chandler/internal/engine/extension"
+	"github.com/chandler-proxy/chandler/internal/engine/hcm"
 	"github.com/chandler-proxy/chandler/internal/engine/stats"
 	"github.com/chandler-proxy/chandler/internal/proxywasm"
 )
@@ -56,6 +57,11 @@ type Config struct {
 	Log                 *slog.Logger
 	Getenv              func(string) (string, bool) // for plugins that want variables of the process; nil has none
 	Quit                func()                      // called when the admin interface is told to quit; default ends Run
+	// Access, if set, is told of each HTTP request when it is over, by many goroutines.
+	Access func(hcm.Access)
+	// Trace, if set, takes a line for each call to and from plugins that is not about an
+	// HTTP request, and makes Access have those that are. See [proxywasm.Services].
+	Trace func(line string)
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -152,7 +158,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	err = g.Wait()
 	s.close()
-	return errors.Join(err, conn.Close(), closeHost())
+	return errors.Join(err, conn.Close(), closeHost(), s.logs.close())
 }
 
 // host makes the host of plugins, and what closes it.

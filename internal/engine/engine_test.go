@@ -112,8 +112,8 @@ func TestRefusals(t *testing.T) {
 	<-h.engine.Ready()
 	c.set(routeConfig(t, `
 - match: {prefix: /}
-  route: {cluster: backend, request_mirror_policies: [{cluster: other}]}`))
-	if reason := c.nack(1); reason != "routes: virtual_hosts[0].routes[0].route.request_mirror_policies: not supported: the engine does not mirror requests" {
+  route: {cluster: backend, hedge_policy: {}}`))
+	if reason := c.nack(1); reason != "routes: virtual_hosts[0].routes[0].route.hedge_policy: not supported by the engine" {
 		t.Errorf("nack: %s", reason)
 	}
 	c.set(httpListener(t, "main", port, `

@@ -1,8 +1,6 @@
 package engine
 
 import (
-	"maps"
-	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -12,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/chandler-proxy/chandler/internal/abi"
+	"github.com/chandler-proxy/chandler/internal/engine/hcm"
 )
 
 // node is n as Envoy tells of itself: with who it is.
@@ -51,49 +50,9 @@ func (f *facts) property(dst []byte, path string) ([]byte, bool) {
 	case "cluster":
 		return append(dst, f.node.GetCluster()...), true
 	case "metadata":
-		return value(dst, structpb.NewStructValue(f.node.GetMetadata()), rest)
+		return hcm.AppendValue(dst, structpb.NewStructValue(f.node.GetMetadata()), rest)
 	}
 	return dst, false
-}
-
-// value appends what is at path below v, in CEL's encoding.
-func value(dst []byte, v *structpb.Value, path string) ([]byte, bool) {
-	for path != "" {
-		var name string
-		name, path = abi.CutPath(path)
-		next, ok := v.GetStructValue().GetFields()[name]
-		if !ok {
-			return dst, false
-		}
-		v = next
-	}
-	switch k := v.GetKind().(type) {
-	case *structpb.Value_StringValue:
-		return append(dst, k.StringValue...), true
-	case *structpb.Value_NumberValue:
-		return abi.AppendDouble(dst, k.NumberValue), true
-	case *structpb.Value_BoolValue:
-		return abi.AppendBool(dst, k.BoolValue), true
-	case *structpb.Value_StructValue:
-		return abi.AppendMap(dst, pairs(k.StructValue.GetFields())), true
-	case *structpb.Value_ListValue:
-		var items []string
-		for _, item := range k.ListValue.GetValues() {
-			raw, _ := value(nil, item, "")
-			items = append(items, string(raw))
-		}
-		return abi.AppendList(dst, items), true
-	}
-	return dst, true
-}
-
-func pairs(fields map[string]*structpb.Value) []abi.Pair {
-	var list []abi.Pair
-	for _, k := range slices.Sorted(maps.Keys(fields)) {
-		raw, _ := value(nil, fields[k], "")
-		list = append(list, abi.Pair{Key: k, Value: string(raw)})
-	}
-	return list
 }
 
 // rootProperties are what a plugin can know outside of streams.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/chandler-proxy/chandler/internal/abi"
 	"github.com/chandler-proxy/chandler/internal/engine/http1"
@@ -25,12 +26,8 @@ func (e *Engine) services(s *state) proxywasm.Services {
 		Metrics: e.stats.Plugins,
 		Calls:   calls{s},
 		Shared:  proxywasm.NewShared(),
-		Foreign: map[string]proxywasm.ForeignFunc{
-			"clear_route_cache": func(c *proxywasm.Context, _ []byte) ([]byte, abi.Status) {
-				c.ClearRouteCache()
-				return nil, abi.OK
-			},
-		},
+		Foreign: proxywasm.EnvoyForeign(),
+		Trace:   e.cfg.Trace,
 	}
 }
 
@@ -56,11 +53,28 @@ func (l pluginLog) Log(r proxywasm.Record) {
 // calls makes plugins' calls to clusters.
 type calls struct{ s *state }
 
-// HTTPCall sends a request. As in Envoy every failure is an answer, with 503 or 504.
+// serviceTime is the header that tells how long an upstream took, in milliseconds.
+const serviceTime = "x-envoy-upstream-service-time"
+
+// addInternal adds what Envoy adds to the requests of its own.
+func addInternal(f *http1.Fields, timeout time.Duration) {
+	f.Add("x-envoy-internal", "true")
+	if timeout > 0 {
+		f.Add("x-envoy-expected-rq-timeout-ms", strconv.FormatInt(timeout.Milliseconds(), 10))
+	}
+}
+
+// HTTPCall sends a request. As in Envoy every failure is an answer, with 503 or 504,
+// but for a cluster without endpoints.
 func (c calls) HTTPCall(call proxywasm.HTTPCall, answer func(proxywasm.HTTPAnswer)) (func(), abi.Status) {
 	cluster := c.s.cluster(call.Upstream)
 	if cluster == nil {
 		return nil, abi.BadArgument
+	}
+	host := cluster.Choose(netip.AddrPort{}, nil, 0)
+	if host == nil {
+		cluster.Stats.NoneHealthy.Inc()
+		return nil, abi.InternalFailure
 	}
 	ctx, cancel := context.WithCancel(c.s.ctx)
 	if call.Timeout > 0 {
@@ -68,23 +82,20 @@ func (c calls) HTTPCall(call proxywasm.HTTPCall, answer func(proxywasm.HTTPAnswe
 	}
 	c.s.workers.Go(func() {
 		defer cancel()
-		answer(send(ctx, cluster, call))
+		answer(send(ctx, cluster, host, call))
 	})
 	return cancel, abi.OK
 }
 
 // send makes the call and waits for all of the answer.
-func send(ctx context.Context, cluster *upstream.Cluster, call proxywasm.HTTPCall) proxywasm.HTTPAnswer {
-	host := cluster.Choose(netip.AddrPort{}, nil, 0)
-	if host == nil {
-		cluster.Stats.NoneHealthy.Inc()
-		return localAnswer(503, "no healthy upstream")
-	}
+func send(ctx context.Context, cluster *upstream.Cluster, host *upstream.Host, call proxywasm.HTTPCall) proxywasm.HTTPAnswer {
 	end := call.Body == "" && len(call.Trailers) == 0
 	fields := proxywasm.NewRequestFields(call.Headers...)
 	if _, ok := fields.Get(":scheme"); !ok {
 		fields.Add(":scheme", "http")
 	}
+	addInternal(fields, call.Timeout)
+	began := time.Now()
 	x, err := host.Start(ctx, upstream.Request{Fields: fields, End: end})
 	if err != nil {
 		return failedAnswer(ctx, err)
@@ -109,9 +120,11 @@ func send(ctx context.Context, cluster *upstream.Cluster, call proxywasm.HTTPCal
 		x.Cancel()
 		return failedAnswer(ctx, err)
 	}
+	resp.Fields.Add(serviceTime, strconv.FormatInt(time.Since(began).Milliseconds(), 10))
 	status, _ := resp.Fields.Get(":status")
 	code, _ := strconv.Atoi(status)
 	cluster.Stats.Answered(code)
+	host.Report(code)
 	var body bytes.Buffer
 	if !resp.End {
 		if _, err := io.Copy(&body, io.LimitReader(resp.Body, maxAnswer)); err != nil {
@@ -142,14 +155,4 @@ func localAnswer(status int, body string) proxywasm.HTTPAnswer {
 		),
 		Body: body,
 	}
-}
-
-// GRPCCall knows no upstream: the engine makes no gRPC calls for plugins.
-func (calls) GRPCCall(proxywasm.GRPCCall, proxywasm.GRPCEvents) (func(), abi.Status) {
-	return nil, abi.Unimplemented
-}
-
-// GRPCStream likewise.
-func (calls) GRPCStream(proxywasm.GRPCCall, proxywasm.GRPCEvents) (proxywasm.GRPCStream, abi.Status) {
-	return nil, abi.Unimplemented
 }

@@ -63,6 +63,7 @@ type state struct {
 	secrets   map[string]*secret
 	listeners map[string]*listenerState
 	sockets   map[string]*listener.Socket // by name of the listener
+	logs      logFiles
 	gotCDS    bool
 	gotLDS    bool
 	draining  bool
@@ -126,6 +127,9 @@ func newState(ctx context.Context, e *Engine) *state {
 	s.env = &listener.Env{
 		HTTP: &hcm.Env{
 			Cluster: s.cluster, Stats: e.stats, Facts: newFacts(e.cfg.Node).property, Log: e.cfg.Log, Now: time.Now, Address: ownAddress(),
+			AccessLog:  s.logs.writer,
+			Background: func(f func(context.Context)) { s.workers.Go(func() { f(s.ctx) }) },
+			Access:     e.cfg.Access,
 		},
 		Routes: func(name string) func() *config.Routes { return s.route(name).current.Load },
 		Slot:   func(name string) *extension.Slot { return &s.slot(name).current },
@@ -640,11 +644,20 @@ func (s *state) canBind(cfg *config.Listener, current *listener.Listener) error 
 			}
 		}
 	}
-	l, err := net.Listen("tcp", cfg.Address.String())
+	l, err := bind(cfg.Address)
 	if err != nil {
 		return fmt.Errorf("bind %s: %w", cfg.Address, err)
 	}
 	return l.Close()
+}
+
+// bind listens at an address: at 0.0.0.0 for IPv4, and at :: for IPv6 only, as Envoy
+// does. Package net would take both for both.
+func bind(addr netip.AddrPort) (net.Listener, error) {
+	if addr.Addr().Is4() {
+		return net.Listen("tcp4", addr.String())
+	}
+	return net.Listen("tcp6", addr.String())
 }
 
 // warm reports whether all that the listener needs is there, or has been waited for long enough.
@@ -707,7 +720,7 @@ func (s *state) listen(l *listener.Listener) (*listener.Socket, error) {
 	if !l.Config.Bind || s.draining {
 		return nil, nil
 	}
-	raw, err := net.Listen("tcp", l.Config.Address.String())
+	raw, err := bind(l.Config.Address)
 	if err != nil {
 		return nil, err
 	}

@@ -149,10 +149,10 @@ func (f *hostFunc) enter(in *Instance, stack []uint64) uint32 {
 	if in.trace == nil {
 		return f.call(in, stack)
 	}
-	args := append([]uint64(nil), stack...)
-	in.trace("==> " + f.traceArgs(in, args))
+	args, c := append([]uint64(nil), stack...), in.effective
+	in.trace(c, "==> "+f.traceArgs(in, args))
 	r := f.call(in, stack)
-	in.trace("<== " + f.traceResults(in, args, r))
+	in.trace(c, "<== "+f.traceResults(in, args, r))
 	return r
 }
 

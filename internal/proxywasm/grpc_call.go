@@ -95,11 +95,16 @@ func (in *Instance) openGRPC(kind, addr uint32, open func(GRPCEvents) abi.Status
 	}
 	e := GRPCEvents{r: r, id: in.nextCallID(kind), call: &call{}}
 	r.calls[e.id] = e.call
-	if status := open(e); status != abi.OK {
+	switch status := open(e); status {
+	case abi.OK:
+		return in.put32(addr, e.id)
+	case abi.InternalFailure: // Envoy tells of the end of a call all the same that failed at once
+		e.call.localClosed = true
+		return status
+	default:
 		delete(r.calls, e.id)
 		return status
 	}
-	return in.put32(addr, e.id)
 }
 
 // grpcCallOf returns the plugin's call. An id of no gRPC call at all is BadArgument.

@@ -15,7 +15,8 @@ type Caller interface {
 	// any goroutine. An unknown upstream is BadArgument, as in Envoy.
 	HTTPCall(call HTTPCall, answer func(HTTPAnswer)) (cancel func(), status abi.Status)
 	// GRPCCall makes a unary call. Its message, or its closing, ends it. An unknown
-	// upstream is ParseFailure, as in Envoy.
+	// upstream is ParseFailure, as in Envoy; InternalFailure is a call that fails at
+	// once, and is closed all the same.
 	GRPCCall(call GRPCCall, events GRPCEvents) (cancel func(), status abi.Status)
 	// GRPCStream opens a stream.
 	GRPCStream(call GRPCCall, events GRPCEvents) (stream GRPCStream, status abi.Status)

@@ -37,7 +37,7 @@ type Instance struct {
 	stack       [maxParams]uint64
 	interrupt   interrupt
 	phase       phase
-	trace       func(string)
+	trace       func(*Context, string) // nil unless there is a Services.Trace
 
 	vmContext *Context // id 0: where a guest is that starts
 	contexts  map[uint32]*Context
@@ -101,7 +101,7 @@ func (v *vm) newInstance() (*Instance, error) {
 		vm:       v,
 		version:  v.module.Version,
 		exports:  &v.module.exports,
-		trace:    v.cfg.Trace,
+		trace:    tracer(v.cfg.Trace),
 		contexts: map[uint32]*Context{},
 		nextID:   1,
 		roots:    map[*Plugin]*root{},
@@ -221,7 +221,7 @@ func (in *Instance) call(c *Context, cb callback, args ...uint32) uint32 {
 		in.stack[i] = uint64(a)
 	}
 	if in.trace != nil {
-		in.trace("--> " + traceCall(cb, in.version, args))
+		in.trace(c, "--> "+traceCall(cb, in.version, args))
 	}
 	in.current, in.effective, in.stop, in.exit = c, c, false, -1
 	deadline := in.vm.host.deadline
@@ -233,7 +233,7 @@ func (in *Instance) call(c *Context, cb callback, args ...uint32) uint32 {
 	in.flush()
 	in.current, in.effective = nil, nil
 	if err != nil {
-		in.fail(cb, err)
+		in.fail(c, cb, err)
 		return 0
 	}
 	var result uint32
@@ -241,9 +241,24 @@ func (in *Instance) call(c *Context, cb callback, args ...uint32) uint32 {
 		result = uint32(in.stack[0])
 	}
 	if in.trace != nil {
-		in.trace("<-- " + traceResult(cb, result))
+		in.trace(c, "<-- "+traceResult(cb, result))
 	}
 	return result
+}
+
+// tracer gives the lines about a stream to its host, if that is a [Tracer], and all
+// others to trace.
+func tracer(trace func(string)) func(*Context, string) {
+	if trace == nil {
+		return nil
+	}
+	return func(c *Context, line string) {
+		if t, ok := c.stream().(Tracer); ok {
+			t.Trace(line)
+			return
+		}
+		trace(line)
+	}
 }
 
 func traceCall(cb callback, v abi.Version, args []uint32) string {
@@ -261,15 +276,15 @@ func traceResult(cb callback, result uint32) string {
 	return "()"
 }
 
-// fail makes err, of a call to cb, the instance's end.
-func (in *Instance) fail(cb callback, err error) {
+// fail makes err, of a call to cb in the context, the instance's end.
+func (in *Instance) fail(c *Context, cb callback, err error) {
 	in.phase = running
 	err = fmt.Errorf("%s: %w", callbacks[cb].name, in.explain(err))
 	if !in.failed.CompareAndSwap(nil, &err) {
 		return
 	}
 	if in.trace != nil {
-		in.trace("<-- failed: " + err.Error())
+		in.trace(c, "<-- failed: "+err.Error())
 	}
 	in.vm.cfg.Log.Log(Record{Level: abi.Critical, VMID: in.vm.cfg.ID, Message: "Wasm VM failed " + err.Error()})
 	in.later(action{kind: actRun, run: in.shutdown})

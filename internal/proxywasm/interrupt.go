@@ -24,6 +24,10 @@ const (
 
 // prepare instruments the module, so that it can be stopped.
 func (h *Host) prepare(wasm []byte) ([]byte, error) {
+	wasm, err := meter.OwnMemory(wasm)
+	if err != nil {
+		return nil, err
+	}
 	return meter.Instrument(wasm, interruptModule, interruptName)
 }
 

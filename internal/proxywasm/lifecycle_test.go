@@ -57,8 +57,6 @@ func TestLoadRefuses(t *testing.T) {
 		{"signature of the allocator", `(module (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1")) (func (export "malloc")))`, nil,
 			"load module: export malloc: it must be (i32)->(i32), the module has ()->()"},
 		{"the interrupt", `(module (import "chandler" "interrupt" (func (param i32))) ` + valid + `)`, nil, "load module: import chandler.interrupt: it is ()->(i64), the module wants (i32)->()"},
-		{"imported memory", `(module (import "env" "memory" (memory 1)) (func (export "proxy_abi_version_0_2_1")))`, nil,
-			"load module: import env.memory: memory cannot be imported"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := h.Load(context.Background(), assemble(t, tt.wat))

@@ -20,7 +20,7 @@ import (
 var (
 	ErrABI    = errors.New("missing or unknown Proxy-Wasm ABI version") // Envoy's words
 	ErrMalloc = errors.New("exports neither proxy_on_memory_allocate nor malloc")
-	ErrMemory = errors.New("has no memory of its own")
+	ErrMemory = errors.New("neither exports nor imports a memory")
 )
 
 // An ImportError says which function a module wants that its host does not have.
@@ -178,10 +178,6 @@ func (m *Module) checkImports() error {
 		case !slices.Equal(def.ParamTypes(), f.types()) || !slices.Equal(def.ResultTypes(), f.results()):
 			return fail("it is %s, the module wants %s", signature(f.types(), f.results()), signature(def.ParamTypes(), def.ResultTypes()))
 		}
-	}
-	for _, def := range m.compiled.ImportedMemories() {
-		module, name, _ := def.Import()
-		return &ImportError{Module: module, Name: name, Why: "memory cannot be imported"}
 	}
 	return nil
 }

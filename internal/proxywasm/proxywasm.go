@@ -80,6 +80,13 @@ type HTTPHost interface {
 	AddTrailers(abi.Stream) Headers
 }
 
+// A Tracer is an [HTTPHost] or [TCPHost] that takes the trace of its own stream: what
+// [Services] would otherwise give to Trace. It is called by one goroutine at a time for
+// one instance, and must not call the stream back.
+type Tracer interface {
+	Trace(line string)
+}
+
 // A LocalResponse is an answer that a plugin gives instead of the upstream.
 type LocalResponse struct {
 	Status     uint32 // the HTTP status code, unchecked
@@ -168,7 +175,8 @@ type Services struct {
 	// and queue items. Default: a goroutine, which closing the instance waits for.
 	Go func(func())
 	// Trace, if set, is called with one line for each call to and from a guest, by one
-	// goroutine at a time for one instance. It costs much.
+	// goroutine at a time for one instance, unless the stream's host is a [Tracer]. It
+	// costs much.
 	Trace func(line string)
 }
 

@@ -67,11 +67,11 @@ func wasiFunctions() []*hostFunc {
 		wasi("path_create_directory", no(abi.ErrnoNotSup), n("fd", "path", "path_len")...),
 		wasi("path_filestat_get", no(abi.ErrnoNotSup), n("fd", "flags", "path", "path_len", "stat")...),
 		wasi("path_filestat_set_times", no(abi.ErrnoNotSup), cat(n("fd", "flags", "path", "path_len"), one(l("atim")), one(l("mtim")), n("fst_flags"))...),
-		wasi("path_link", no(abi.ErrnoNotSup), n("old_fd", "old_flags", "old_path", "old_path_len", "new_fd", "new_path", "new_path_len")...),
+		wasi("path_link", no(abi.ErrnoNotSup), n("old_fd", "old_flags", "old_path", "old_path_len", "new_fd", "new_path")...), // one parameter less than WASI has, as Envoy
 		wasi("path_readlink", zeroThen(5, abi.ErrnoNotSup), n("fd", "path", "path_len", "buf", "buf_len", "nread")...),
 		wasi("path_remove_directory", no(abi.ErrnoNotSup), n("fd", "path", "path_len")...),
 		wasi("path_rename", no(abi.ErrnoNotSup), n("fd", "old_path", "old_path_len", "new_fd", "new_path", "new_path_len")...),
-		wasi("path_symlink", no(abi.ErrnoNotSup), n("old_path", "old_path_len", "fd", "new_path", "new_path_len")...),
+		wasi("path_symlink", no(abi.ErrnoNotSup), n("old_path", "old_path_len", "fd", "new_path")...), // likewise
 		wasi("path_unlink_file", no(abi.ErrnoNotSup), n("fd", "path", "path_len")...),
 		wasi("sock_accept", zeroThen(2, abi.ErrnoNotSup), n("fd", "flags", "accepted")...),
 		wasi("sock_recv", zeroThen(4, abi.ErrnoNotSup), n("fd", "iovs", "iovs_len", "flags", "nread", "oflags")...),

@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -9,6 +10,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 const (
@@ -16,9 +18,9 @@ const (
 	defaultDNSRefresh     = 5 * time.Second
 	defaultUpstreamIdle   = time.Hour
 	httpOptions           = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-	// unlimited is what a circuit breaker's limit must be at least: Envoy's default
-	// for connections and requests. The engine has none.
-	unlimited, unlimitedRetries = 1024, 3
+	defaultLimit          = 1024 // of a circuit breaker
+	defaultRetryLimit     = 3
+	defaultPanic          = 50 // percent
 )
 
 // Discovery is how a cluster finds its endpoints.
@@ -42,6 +44,7 @@ type Cluster struct {
 	Balance     clusterv3.Cluster_LbPolicy
 	Endpoints   []Endpoint // of Static and DNS
 	DNSRefresh  time.Duration
+	FirstOnly   bool // of the addresses of a name, of DNS, the first is used
 	Family      clusterv3.Cluster_DnsLookupFamily
 	Source      netip.AddrPort // to connect from; zero for any
 	TLS         *TLS
@@ -50,8 +53,16 @@ type Cluster struct {
 	AutoSAN     bool
 	MaxRequests uint32        // on one connection; 0 for no limit
 	Idle        time.Duration // of a connection; 0 for no limit
-	Identity    string        // equal for clusters of equal meaning
+	Limits      Limits
+	Outliers    *Outliers // nil: no endpoint is ejected
+	Panic       float64   // below this share of good endpoints, in percent, all are used
+	Identity    string    // equal for clusters of equal meaning
 	Message     *clusterv3.Cluster
+}
+
+// Limits are a cluster's circuit breakers.
+type Limits struct {
+	Connections, Pending, Requests, Retries int64
 }
 
 // An Endpoint is where a cluster's requests go.
@@ -88,7 +99,12 @@ func DecodeCluster(m *clusterv3.Cluster) (*Cluster, error) {
 	}
 	d.discovery(m, c)
 	d.balance(c)
-	d.breakers(m)
+	c.Limits = limits(m.GetCircuitBreakers())
+	c.Outliers = d.outliers("outlier_detection", m.GetOutlierDetection())
+	c.Panic = defaultPanic
+	if p := m.GetCommonLbConfig().GetHealthyPanicThreshold(); p != nil {
+		c.Panic = p.GetValue()
+	}
 	d.protocol(m, c)
 	if s := m.GetUpstreamBindConfig().GetSourceAddress(); s != nil {
 		c.Source = d.address("upstream_bind_config.source_address", &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: s}})
@@ -110,6 +126,8 @@ func (d *decoder) discovery(m *clusterv3.Cluster, c *Cluster) {
 		c.Discovery = Static
 	case clusterv3.Cluster_STRICT_DNS:
 		c.Discovery = DNS
+	case clusterv3.Cluster_LOGICAL_DNS:
+		c.Discovery, c.FirstOnly = DNS, true
 	case clusterv3.Cluster_ORIGINAL_DST:
 		c.Discovery = OriginalDst
 	case clusterv3.Cluster_EDS:
@@ -126,6 +144,9 @@ func (d *decoder) discovery(m *clusterv3.Cluster, c *Cluster) {
 			d.fail("load_assignment", "a cluster of type %s has none", m.GetType())
 		}
 		c.Endpoints = d.endpoints("load_assignment", a, c.Discovery == DNS)
+		if c.FirstOnly && len(c.Endpoints) != 1 {
+			d.fail("load_assignment", "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint") // Envoy's words
+		}
 	}
 }
 
@@ -144,26 +165,24 @@ func (d *decoder) balance(c *Cluster) {
 	}
 }
 
-// breakers refuses limits that are lower than Envoy's defaults: the engine has none.
-func (d *decoder) breakers(m *clusterv3.Cluster) {
-	for i, t := range m.GetCircuitBreakers().GetThresholds() {
-		path := at("circuit_breakers.thresholds", i)
-		for _, l := range []struct {
-			field string
-			set   bool
-			value uint32
-			least uint32
-		}{
-			{"max_connections", t.GetMaxConnections() != nil, t.GetMaxConnections().GetValue(), unlimited},
-			{"max_pending_requests", t.GetMaxPendingRequests() != nil, t.GetMaxPendingRequests().GetValue(), unlimited},
-			{"max_requests", t.GetMaxRequests() != nil, t.GetMaxRequests().GetValue(), unlimited},
-			{"max_retries", t.GetMaxRetries() != nil, t.GetMaxRetries().GetValue(), unlimitedRetries},
-		} {
-			if l.set && l.value < l.least {
-				d.fail(in(path, l.field), "%d: the engine does not limit, and takes what is %d or more as no limit", l.value, l.least)
+// limits are those of the default priority, which all requests have.
+func limits(m *clusterv3.CircuitBreakers) Limits {
+	l := Limits{Connections: defaultLimit, Pending: defaultLimit, Requests: defaultLimit, Retries: defaultRetryLimit}
+	for _, t := range m.GetThresholds() {
+		if t.GetPriority() != corev3.RoutingPriority_DEFAULT {
+			continue
+		}
+		set := func(to *int64, v *wrapperspb.UInt32Value) {
+			if v != nil {
+				*to = int64(v.GetValue())
 			}
 		}
+		set(&l.Connections, t.GetMaxConnections())
+		set(&l.Pending, t.GetMaxPendingRequests())
+		set(&l.Requests, t.GetMaxRequests())
+		set(&l.Retries, t.GetMaxRetries())
 	}
+	return l
 }
 
 func (d *decoder) protocol(m *clusterv3.Cluster, c *Cluster) {
@@ -183,7 +202,7 @@ func (d *decoder) protocol(m *clusterv3.Cluster, c *Cluster) {
 		c.MaxRequests = o.GetCommonHttpProtocolOptions().GetMaxRequestsPerConnection().GetValue()
 		c.Idle = duration(o.GetCommonHttpProtocolOptions().GetIdleTimeout(), defaultUpstreamIdle)
 	}
-	if c.TLS != nil && len(c.TLS.ALPN) > 0 {
+	if c.TLS != nil && len(c.TLS.ALPN) > 0 && !(c.HTTP2 && slices.Equal(c.TLS.ALPN, []string{"h2"})) {
 		d.fail("transport_socket.typed_config.common_tls_context.alpn_protocols", "not supported by the engine for an upstream: its protocol is what explicit_http_config says")
 	}
 }

@@ -37,15 +37,14 @@ type Filter struct {
 	Timeout   time.Duration // how long to wait at first; 0 is forever
 }
 
-// An Extension is a filter's configuration: [*Wasm], [*RBAC], [Idle] or [Router].
+// An Extension is a filter's configuration: [*Wasm], [*RBAC], [*Fault], [Cors] or [Router].
 type Extension interface{ extension() }
 
 // Router sends a request to its route. It is the last HTTP filter.
 type Router struct{}
 
-// Idle is a filter that does nothing without configuration by route, which is
-// refused: fault and cors.
-type Idle struct{}
+// Cors is a filter that does what routes say.
+type Cors struct{}
 
 // Wasm is a Proxy-Wasm plugin.
 type Wasm struct {
@@ -65,7 +64,8 @@ type Wasm struct {
 
 func (*Wasm) extension()  {}
 func (*RBAC) extension()  {}
-func (Idle) extension()   {}
+func (*Fault) extension() {}
+func (Cors) extension()   {}
 func (Router) extension() {}
 
 // DecodeExtension decodes an extension config. It is one of either kind.
@@ -120,11 +120,12 @@ func (d *decoder) extension(path, name string, a *anypb.Any) Extension {
 		d.unpack(path, a, new(routerv3.Router))
 		return Router{}
 	case "envoy.extensions.filters.http.fault.v3.HTTPFault":
-		d.unpack(path, a, new(faultv3.HTTPFault))
-		return Idle{}
+		m := new(faultv3.HTTPFault)
+		d.unpack(path, a, m)
+		return d.fault(path, m)
 	case "envoy.extensions.filters.http.cors.v3.Cors":
 		d.unpack(path, a, new(corsv3.Cors))
-		return Idle{}
+		return Cors{}
 	case "envoy.extensions.filters.http.wasm.v3.Wasm":
 		m := new(httpwasmv3.Wasm)
 		d.unpack(path, a, m)

@@ -44,6 +44,7 @@ type HTTP struct {
 	RequestID     bool // make one where there is none
 	KeepRequestID bool // also that of a client at the edge
 	EchoRequestID bool
+	AccessLogs    []*AccessLog
 }
 
 // CertDetails says what x-forwarded-client-cert tells of a client's certificate.
@@ -87,6 +88,7 @@ func (d *decoder) http(path string, m *hcmv3.HttpConnectionManager) *HTTP {
 	d.routeSource(path, m, h)
 	d.upgrades(path, m, h)
 	d.httpFilters(in(path, "http_filters"), m, h)
+	h.AccessLogs = d.accessLogs(in(path, "access_log"), m.GetAccessLog())
 	return h
 }
 

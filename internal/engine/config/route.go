@@ -33,6 +33,7 @@ type Routes struct {
 	Name              string
 	Hosts             []*VirtualHost
 	Request, Response Mutations
+	PerFilter         bool // some virtual host or route says something to a filter
 	SpecificWins      bool // the mutations of the route come after those of the virtual host
 	IgnorePort        bool
 	Message           *routev3.RouteConfiguration
@@ -54,13 +55,17 @@ type VirtualHost struct {
 	Routes            []*Route
 	RequireTLS        routev3.VirtualHost_TlsRequirementType
 	Request, Response Mutations
-	CountAttempts     bool // tell the upstream which attempt it is
+	Metadata          *corev3.Metadata
+	PerFilter         map[string]*PerRoute // by name of the filter
+	CountAttempts     bool                 // tell the upstream which attempt it is
 }
 
 // A Route says what becomes of the requests that it matches: one of Forward,
 // Redirect and Direct is set.
 type Route struct {
 	Name              string
+	Metadata          *corev3.Metadata
+	PerFilter         map[string]*PerRoute // by name of the filter
 	Request, Response Mutations
 	Forward           *Forward
 	Redirect          *Redirect
@@ -82,6 +87,7 @@ type Forward struct {
 	HostRewrite string
 	Timeout     time.Duration // 0 for none
 	Retry       Retry
+	Mirrors     []Mirror
 }
 
 // A Retry says which attempts are made again.
@@ -170,6 +176,8 @@ func (d *decoder) routes(path string, m *routev3.RouteConfiguration) *Routes {
 		names[v.GetName()] = true
 		host := d.virtualHost(p, v, limit)
 		r.Hosts = append(r.Hosts, host)
+		r.PerFilter = r.PerFilter || len(host.PerFilter) > 0 ||
+			slices.ContainsFunc(host.Routes, func(r *Route) bool { return len(r.PerFilter) > 0 })
 		for j, domain := range v.GetDomains() {
 			d.domain(at(in(p, "domains"), j), strings.ToLower(domain), host, r)
 		}
@@ -245,6 +253,7 @@ func withoutPort(host string) string {
 func (d *decoder) virtualHost(path string, m *routev3.VirtualHost, limit int) *VirtualHost {
 	v := &VirtualHost{
 		Name: m.GetName(), RequireTLS: m.GetRequireTls(), CountAttempts: m.GetIncludeRequestAttemptCount(),
+		Metadata: m.GetMetadata(), PerFilter: d.perRoute(in(path, "typed_per_filter_config"), m.GetTypedPerFilterConfig()),
 		Request:  d.mutations(path, "request", m.GetRequestHeadersToAdd(), m.GetRequestHeadersToRemove()),
 		Response: d.mutations(path, "response", m.GetResponseHeadersToAdd(), m.GetResponseHeadersToRemove()),
 	}
@@ -317,6 +326,7 @@ func (r *Route) Replace(path, with string) string {
 func (d *decoder) route(path string, m *routev3.Route, limit int) *Route {
 	r := &Route{
 		Name:     m.GetName(),
+		Metadata: m.GetMetadata(), PerFilter: d.perRoute(in(path, "typed_per_filter_config"), m.GetTypedPerFilterConfig()),
 		Request:  d.mutations(path, "request", m.GetRequestHeadersToAdd(), m.GetRequestHeadersToRemove()),
 		Response: d.mutations(path, "response", m.GetResponseHeadersToAdd(), m.GetResponseHeadersToRemove()),
 	}
@@ -381,6 +391,7 @@ func (d *decoder) forward(path string, m *routev3.RouteAction) *Forward {
 		HostRewrite: m.GetHostRewriteLiteral(),
 		Timeout:     duration(m.GetTimeout(), defaultTimeout),
 		Retry:       d.retry(in(path, "retry_policy"), m.GetRetryPolicy()),
+		Mirrors:     d.mirrors(path, m.GetRequestMirrorPolicies()),
 	}
 	switch m.GetClusterNotFoundResponseCode() {
 	case routev3.RouteAction_NOT_FOUND:

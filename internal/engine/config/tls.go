@@ -206,6 +206,9 @@ func (d *decoder) validation(path string, m *tlsv3.CertificateValidationContext)
 		ca := d.data(in(path, "trusted_ca"), m.GetTrustedCa())
 		v.CA = &ca
 	}
+	if m.GetTrustChainVerification() == tlsv3.CertificateValidationContext_ACCEPT_UNTRUSTED {
+		return new(Validation) // whoever it is
+	}
 	for i, s := range m.GetMatchTypedSubjectAltNames() {
 		p := at(in(path, "match_typed_subject_alt_names"), i)
 		switch s.GetSanType() {

@@ -28,11 +28,13 @@ import (
 // closeWithin is how long a plugin may take to say that it is done.
 const closeWithin = 10 * time.Second
 
-// An Extension is a running configuration of a filter: a plugin, RBAC, or neither.
+// An Extension is a running configuration of a filter: one of its fields is set, or,
+// for a filter that does what routes say, none.
 type Extension struct {
 	Kind   config.Kind
 	Plugin *proxywasm.Plugin
 	RBAC   *config.RBAC
+	Fault  *config.Fault
 
 	refs    atomic.Int64
 	release func()
@@ -101,7 +103,9 @@ func (o *Opener) Open(ctx context.Context, c config.Extension) (*Extension, erro
 	e := new(Extension)
 	e.refs.Store(1)
 	switch c := c.(type) {
-	case config.Idle:
+	case config.Cors:
+	case *config.Fault:
+		e.Fault = c
 	case *config.RBAC:
 		e.Kind, e.RBAC = c.Kind, c
 	case *config.Wasm:

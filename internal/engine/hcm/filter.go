@@ -16,8 +16,13 @@ type filter struct {
 	index int
 	ext   *extension.Extension // nil if it has no configuration
 	http  *proxywasm.HTTP      // nil unless it is a plugin
+	rule  *config.PerRoute     // of the route; may be nil
+
+	cors   *config.CORS // set for a request that a browser makes for another origin
+	origin string
 
 	request, response atomic.Bool // whether the plugin has the headers
+	asked             atomic.Bool // the plugin was shown the request: only then it is shown the response
 }
 
 // openFilters makes the filters of the stream, with the configuration of now.
@@ -26,8 +31,8 @@ func (s *stream) openFilters() {
 	s.filters = make([]*filter, len(list))
 	for i := range list {
 		f := &list[i]
-		f.s, f.index, f.ext = s, i, s.m.filters[i].Slot.Acquire()
-		if f.ext != nil && f.ext.Plugin != nil {
+		f.s, f.index, f.ext, f.rule = s, i, s.m.filters[i].Slot.Acquire(), s.rule(s.m.filters[i].Name)
+		if f.ext != nil && f.ext.Plugin != nil && !f.off() {
 			f.http = f.ext.Plugin.NewHTTP(f)
 		}
 		s.filters[i] = f
@@ -60,20 +65,26 @@ func (f *filter) headers(kind abi.Stream, h *http1.Fields, end bool) proxywasm.A
 	switch {
 	case f.http != nil && kind == abi.Request:
 		f.request.Store(true)
+		f.asked.Store(true)
 		return gone(&f.request, f.http.OnRequestHeaders(h, end))
+	case f.http != nil && !f.asked.Load(): // an earlier filter has answered
 	case f.http != nil:
 		f.response.Store(true)
 		return gone(&f.response, f.http.OnResponseHeaders(h, end))
-	case kind != abi.Request:
+	case f.cors != nil && kind == abi.Response:
+		f.corsResponse(h)
+	case kind != abi.Request, f.off():
 	case f.ext == nil:
-		f.s.reply(&reply{status: 500, details: "no_filter_config_found"})
+		f.s.reply(&reply{status: 500, details: "no_filter_config_found", flag: noFilterConfig})
 		return proxywasm.Stop
-	case f.ext.RBAC != nil && !f.ext.RBAC.Allows(f.s.peer()):
-		f.s.reply(&reply{status: 403, body: "RBAC: access denied", details: "rbac_access_denied"})
-		return proxywasm.Stop
+	default:
+		return f.native()
 	}
 	return proxywasm.Continue
 }
+
+// off reports whether the route does without the filter.
+func (f *filter) off() bool { return f.rule != nil && f.rule.Disabled }
 
 // gone notes that the plugin has the headers no more, if they go on.
 func gone(has *atomic.Bool, act proxywasm.Action) proxywasm.Action {
@@ -94,7 +105,7 @@ func (s *stream) peer() *config.Peer {
 
 func (f *filter) data(kind abi.Stream, p []byte, end bool) ([]byte, proxywasm.Action) {
 	switch {
-	case f.http == nil:
+	case f.http == nil, !f.asked.Load():
 		return p, proxywasm.Continue
 	case kind == abi.Request:
 		return f.http.OnRequestBody(p, end)
@@ -104,7 +115,7 @@ func (f *filter) data(kind abi.Stream, p []byte, end bool) ([]byte, proxywasm.Ac
 
 func (f *filter) trailers(kind abi.Stream, h *http1.Fields) ([]byte, proxywasm.Action) {
 	switch {
-	case f.http == nil:
+	case f.http == nil, !f.asked.Load():
 		return nil, proxywasm.Continue
 	case kind == abi.Request:
 		return f.http.OnRequestTrailers(h)

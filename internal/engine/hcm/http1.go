@@ -14,32 +14,43 @@ import (
 
 // serveHTTP1 answers one request after the other.
 func (m *Manager) serveHTTP1(ctx context.Context, c *Conn) {
-	w := bufio.NewWriter(c.Conn)
 	for {
 		_ = c.SetReadDeadline(m.env.Now().Add(connectionIdle))
 		if _, err := c.R.Peek(1); err != nil {
 			return
 		}
 		_ = c.SetReadDeadline(time.Time{})
-		msg, err := http1.ReadRequest(c.R, c.scheme())
-		if err != nil {
-			m.refuse(w, err)
-			return
-		}
-		d := &writer1{m: m, c: c, w: w, body: msg.Body, closing: msg.Close, left: -1}
-		d.method, _ = msg.Fields.Get(":method")
-		s := newStream(ctx, m, c, msg.Fields, d, "HTTP/1.1")
-		s.end = msg.Body.Done()
-		c.stream.Store(s)
-		if ctx.Err() != nil {
-			s.abort()
-		}
-		s.run()
-		c.stream.Store(nil)
-		if d.closing || d.broken {
+		if !m.serveRequest(ctx, c) {
 			return
 		}
 	}
+}
+
+// serveRequest answers one request. It returns false if the connection ends with it.
+// A connection has room to write in only as long: most of those there are have no request.
+func (m *Manager) serveRequest(ctx context.Context, c *Conn) bool {
+	w := m.writers.Get().(*bufio.Writer)
+	w.Reset(c.Conn)
+	defer func() {
+		w.Reset(nil)
+		m.writers.Put(w)
+	}()
+	msg, err := http1.ReadRequest(c.R, c.scheme())
+	if err != nil {
+		m.refuse(w, err)
+		return false
+	}
+	d := &writer1{m: m, c: c, w: w, body: msg.Body, closing: msg.Close, left: -1}
+	d.method, _ = msg.Fields.Get(":method")
+	s := newStream(ctx, m, c, msg.Fields, d, "HTTP/1.1")
+	s.end = msg.Body.Done()
+	c.stream.Store(s)
+	if ctx.Err() != nil {
+		s.abort()
+	}
+	s.run()
+	c.stream.Store(nil)
+	return !d.closing && !d.broken
 }
 
 // refuse answers what is not a request, as Envoy does.

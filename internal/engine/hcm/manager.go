@@ -17,6 +17,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -25,6 +26,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 
 	"github.com/chandler-proxy/chandler/internal/engine/config"
 	"github.com/chandler-proxy/chandler/internal/engine/extension"
@@ -46,6 +49,12 @@ type Env struct {
 	Address netip.Addr                                   // of this machine, for x-forwarded-for of a client on it
 	Log     *slog.Logger
 	Now     func() time.Time
+	// Background runs what outlives a request; its context ends with the engine.
+	Background func(func(context.Context))
+	// AccessLog is where access logs of that path are written, a line at a time.
+	AccessLog func(path string) io.Writer
+	// Access, if set, is told of each request when it is over, by many goroutines.
+	Access func(Access)
 }
 
 // A Filter is an HTTP filter of the chain.
@@ -75,10 +84,12 @@ type Manager struct {
 	limit     int // how many bytes of a body may be held
 	direction int64
 	chain     string
+	metadata  *corev3.Metadata // of the listener
 
 	stats    managerStats
 	draining atomic.Bool
-	buffers  sync.Pool
+	buffers  sync.Pool // of *[16 << 10]byte, for bodies
+	writers  sync.Pool // of *bufio.Writer, for HTTP/1.1
 	date     atomic.Pointer[date]
 
 	h2 *http.Server
@@ -96,6 +107,7 @@ type Chain struct {
 	Name        string
 	Direction   int64 // of the listener
 	BufferLimit int
+	Metadata    *corev3.Metadata // of the listener; may be nil
 }
 
 // New makes a Manager. It starts nothing.
@@ -105,7 +117,7 @@ func New(cfg *config.HTTP, env *Env, routes func() *config.Routes, filters []Fil
 	gauge := func(name string) *stats.Value { return env.Stats.Gauge(scope, name) }
 	m := &Manager{
 		cfg: cfg, env: env, routes: routes, filters: filters,
-		limit: chain.BufferLimit, direction: chain.Direction, chain: chain.Name,
+		limit: chain.BufferLimit, direction: chain.Direction, chain: chain.Name, metadata: chain.Metadata,
 		stats: managerStats{
 			cxTotal: counter("downstream_cx_total"), cxActive: gauge("downstream_cx_active"),
 			cxHTTP1: counter("downstream_cx_http1_total"), cxHTTP2: counter("downstream_cx_http2_total"),
@@ -118,6 +130,7 @@ func New(cfg *config.HTTP, env *Env, routes func() *config.Routes, filters []Fil
 		m.stats.classes[class] = counter("downstream_rq_" + strconv.Itoa(class) + "xx")
 	}
 	m.buffers.New = func() any { return new([16 << 10]byte) }
+	m.writers.New = func() any { return bufio.NewWriterSize(nil, 16<<10) }
 	m.h2 = m.newHTTP2()
 	return m
 }

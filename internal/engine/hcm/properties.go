@@ -6,11 +6,13 @@ import (
 	"encoding/hex"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/chandler-proxy/chandler/internal/abi"
 	"github.com/chandler-proxy/chandler/internal/engine/http1"
+	"github.com/chandler-proxy/chandler/internal/engine/upstream"
 )
 
 // properties are what plugins have set on the stream.
@@ -19,7 +21,8 @@ type properties struct {
 	values map[string]string
 }
 
-// SetProperty keeps a property for the stream.
+// SetProperty keeps a property for the stream. As in Envoy one whose path has several
+// segments cannot be read.
 func (f *filter) SetProperty(path, value string) abi.Status {
 	p := &f.s.set
 	p.mu.Lock()
@@ -38,10 +41,13 @@ func (f *filter) AppendProperty(dst []byte, path string) ([]byte, abi.Status) {
 	if out, ok := f.attribute(dst, path); ok {
 		return out, abi.OK
 	}
+	if f.s.opaque(path) {
+		return dst, abi.SerializationFailure
+	}
 	p := &f.s.set
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if v, ok := p.values[path]; ok {
+	if v, ok := p.values[path]; ok && strings.IndexByte(path, 0) < 0 {
 		return append(dst, v...), abi.OK
 	}
 	return dst, abi.NotFound
@@ -54,6 +60,10 @@ func (f *filter) attribute(dst []byte, path string) ([]byte, bool) {
 	switch root {
 	case "request":
 		return s.requestAttribute(dst, name, key, f.request.Load())
+	case "connection_id":
+		return abi.AppendUint(dst, s.conn.ID), true
+	case "metadata": // which filters set on a stream: there is none that does
+		return dst, true
 	case "response":
 		return s.responseAttribute(dst, name, key, f.response.Load())
 	case "source", "destination":
@@ -70,6 +80,19 @@ func (f *filter) attribute(dst []byte, path string) ([]byte, bool) {
 		return s.xdsAttribute(dst, name, path)
 	}
 	return dst, false
+}
+
+// opaque reports whether there is something at the path that Envoy does not show.
+func (s *stream) opaque(path string) bool {
+	switch path {
+	case "upstream_filter_state":
+		a := s.router.try.Load()
+		return a != nil && a.exchange != nil
+	case "xds\x00upstream_host_metadata", "xds\x00upstream_host_locality_metadata":
+		a := s.router.try.Load()
+		return a != nil && a.host != nil
+	}
+	return OpaqueRoot(path)
 }
 
 func address(dst []byte, name, addr string, port int64) ([]byte, bool) {
@@ -97,6 +120,12 @@ func (s *stream) requestAttribute(dst []byte, name, key string, seen bool) ([]by
 			return abi.AppendInt(dst, n), true
 		}
 		return abi.AppendInt(dst, s.received.Load()), true
+	case "total_size":
+		return abi.AppendInt(dst, s.received.Load()+int64(byteSize(s.fields))), true
+	case "headers":
+		if !seen && key == "" {
+			return abi.AppendMap(dst, nil), true
+		}
 	}
 	if !seen {
 		return dst, false
@@ -127,8 +156,6 @@ func (s *stream) requestAttribute(dst []byte, name, key string, seen bool) ([]by
 		return text("x-request-id")
 	case "headers":
 		return headerAttribute(dst, s.fields, key)
-	case "total_size":
-		return abi.AppendInt(dst, s.received.Load()+int64(byteSize(s.fields))), true
 	}
 	return dst, false
 }
@@ -154,10 +181,12 @@ func byteSize(f *http1.Fields) int {
 
 // headerAttribute is one header, or all of them.
 func headerAttribute(dst []byte, f *http1.Fields, key string) ([]byte, bool) {
-	if f == nil {
+	switch {
+	case f == nil && key == "":
+		return abi.AppendMap(dst, nil), true
+	case f == nil:
 		return dst, false
-	}
-	if key == "" {
+	case key == "":
 		return abi.AppendMap(dst, f.Pairs()), true
 	}
 	value, found := "", false
@@ -178,7 +207,7 @@ func (s *stream) responseAttribute(dst []byte, name, key string, seen bool) ([]b
 	switch name {
 	case "headers":
 		if !seen {
-			return dst, false
+			head = nil
 		}
 		return headerAttribute(dst, head, key)
 	case "trailers":
@@ -186,7 +215,16 @@ func (s *stream) responseAttribute(dst []byte, name, key string, seen bool) ([]b
 	case "size":
 		return abi.AppendInt(dst, s.sent.Load()), true
 	case "flags":
-		return abi.AppendInt(dst, 0), true
+		return abi.AppendUint(dst, s.flags.number()), true
+	case "total_size":
+		n := s.sent.Load()
+		if head != nil {
+			n += int64(byteSize(head))
+		}
+		return abi.AppendInt(dst, n), true
+	case "backend_latency":
+		n := s.backend.Load()
+		return abi.AppendInt(dst, n), n > 0
 	}
 	if head == nil {
 		return dst, false
@@ -204,21 +242,37 @@ func (s *stream) responseAttribute(dst []byte, name, key string, seen bool) ([]b
 		if t := s.trailers.Load(); t != nil {
 			f = t
 		}
-		if n, err := strconv.ParseInt(fieldOf(f, "grpc-status"), 10, 64); err == nil {
-			return abi.AppendInt(dst, n), true
+		n, err := strconv.ParseInt(fieldOf(f, "grpc-status"), 10, 64)
+		if err != nil {
+			n = int64(grpcStatus(statusOf(head)))
 		}
-	case "total_size":
-		return abi.AppendInt(dst, s.sent.Load()+int64(byteSize(head))), true
+		return abi.AppendInt(dst, n), true
 	}
 	return dst, false
 }
 
 func (s *stream) upstreamAttribute(dst []byte, name string) ([]byte, bool) {
 	a := s.router.try.Load()
-	if a == nil || a.exchange == nil {
+	switch {
+	case name == "request_attempt_count":
+		return abi.AppendInt(dst, int64(s.attempts())), true
+	case a == nil || a.host == nil:
 		return dst, false
 	}
-	addr := a.exchange.Host().Address
+	switch name {
+	case "local_address":
+		if a.exchange == nil || !a.exchange.Local().IsValid() {
+			return dst, false
+		}
+		return append(dst, a.exchange.Local().String()...), true
+	case "transport_failure_reason":
+		return append(dst, upstream.TransportFailure(a.err)...), true
+	case "cx_pool_ready_duration":
+		return abi.AppendDuration(dst, a.ready), true
+	case "locality":
+		return dst, true
+	}
+	addr := a.host.Address
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil && name == "port" {
 		return dst, false
@@ -226,23 +280,34 @@ func (s *stream) upstreamAttribute(dst []byte, name string) ([]byte, bool) {
 	return address(dst, name, addr, int64(atoi(port)))
 }
 
-func (s *stream) clusterName(dst []byte) ([]byte, bool) {
+// attempts is how often an endpoint was looked for.
+func (s *stream) attempts() int {
+	if a := s.router.try.Load(); a != nil {
+		return a.number
+	}
+	return 0
+}
+
+// cluster is the one that the request goes to, as far as it is known; nil if there is none.
+func (s *stream) cluster() *upstream.Cluster {
+	if s.router.try.Load() != nil {
+		return s.router.cluster
+	}
 	_, route := s.route()
 	if route == nil || route.Forward == nil {
-		return dst, false
+		return nil
 	}
-	w := &route.Forward.Clusters[0]
-	if s.router.try.Load() != nil {
-		w = s.router.weighted
-	}
-	return append(dst, w.Cluster...), true
+	return s.m.env.Cluster(route.Forward.Clusters[0].Cluster)
 }
 
 func (s *stream) xdsAttribute(dst []byte, name, path string) ([]byte, bool) {
 	host, route := s.route()
 	switch name {
 	case "cluster_name":
-		return s.clusterName(dst)
+		if c := s.cluster(); c != nil {
+			return append(dst, c.Config.Name...), true
+		}
+		return dst, false
 	case "route_name":
 		if route == nil {
 			return dst, false
@@ -257,6 +322,9 @@ func (s *stream) xdsAttribute(dst []byte, name, path string) ([]byte, bool) {
 		return append(dst, s.m.chain...), true
 	case "listener_direction":
 		return abi.AppendInt(dst, s.m.direction), true
+	case "listener_metadata", "virtual_host_metadata", "route_metadata", "cluster_metadata":
+		_, key := abi.CutPath(strings.TrimPrefix(path, "xds\x00"))
+		return s.metadata(dst, name, key)
 	}
 	return s.m.env.Facts(dst, path)
 }
@@ -307,6 +375,15 @@ func (c *Conn) attribute(dst []byte, name string) ([]byte, bool) {
 	return dst, false
 }
 
+// OpaqueRoot reports whether there is something at the path that Envoy does not show.
+func OpaqueRoot(path string) bool {
+	switch path {
+	case "request", "response", "source", "destination", "connection", "upstream", "xds", "filter_state":
+		return true
+	}
+	return false
+}
+
 // Attribute is [Conn]'s for streams of bytes: what is known without a request.
 func (c *Conn) Attribute(dst []byte, path string) ([]byte, bool) {
 	root, rest := abi.CutPath(path)
@@ -318,6 +395,17 @@ func (c *Conn) Attribute(dst []byte, path string) ([]byte, bool) {
 		return address(dst, name, c.Local.String(), int64(c.Local.Port()))
 	case "connection":
 		return c.attribute(dst, name)
+	case "connection_id":
+		return abi.AppendUint(dst, c.ID), true
+	case "metadata":
+		return dst, true
+	case "upstream":
+		switch name { // as it is before there is one
+		case "transport_failure_reason":
+			return dst, true
+		case "request_attempt_count":
+			return abi.AppendInt(dst, 0), true
+		}
 	}
 	return dst, false
 }

@@ -18,12 +18,14 @@ type reply struct {
 	details string
 	grpc    int32
 	hasGRPC bool
+	flag    flag
 }
 
 // head is the head of the answer. To a gRPC client it says the same in gRPC's way,
 // and then there is no body.
 func (r *reply) head(s *stream) *http1.Fields {
 	s.details.Store(&r.details)
+	s.flag(r.flag)
 	if s.isGRPC() {
 		return r.grpcHead()
 	}
@@ -36,6 +38,9 @@ func (r *reply) head(s *stream) *http1.Fields {
 		if _, ok := f.Get("content-type"); !ok {
 			f.Add("content-type", "text/plain")
 		}
+	} else {
+		f.Remove("content-length")
+		f.Remove("content-type")
 	}
 	if method, _ := s.fields.Get(":method"); method == "HEAD" {
 		r.body = ""

@@ -52,21 +52,28 @@ type router struct {
 	mu       sync.Mutex  // orders what is sent
 	replay   []byte      // the body so far
 	keep     atomic.Bool // replay has all of it; changed with mu held
+	whole    atomic.Bool // all of the request was given to the upstream
 	lost     bool        // an attempt was given up that cannot be made again
 	ended    bool
 	trailing *http1.Fields
 	timer    *time.Timer
 
+	copies []*mirror
+
 	try      atomic.Pointer[attempt]
 	attempts int
+	retrying bool // counts among the cluster's retries
 	tried    []*upstream.Host
 	began    time.Time
 }
 
 // An attempt is a request to one endpoint.
 type attempt struct {
+	number   int               // from 1
+	host     *upstream.Host    // nil if there was none
 	exchange upstream.Exchange // nil if it did not begin
 	err      error
+	ready    time.Duration // until there was a connection
 	timer    *time.Timer
 	late     atomic.Bool
 	none     bool // there was no endpoint
@@ -90,10 +97,11 @@ func (r *router) choose() (*config.VirtualHost, *config.Route) {
 	}
 	r.cache.chosen, r.cache.host, r.cache.route = true, nil, nil
 	routes := r.s.m.routes()
-	if routes == nil {
+	f := r.s.fields
+	// Without x-forwarded-proto, which a filter must have removed, Envoy finds no route.
+	if routes == nil || fieldOf(f, "x-forwarded-proto") == "" {
 		return nil, nil
 	}
-	f := r.s.fields
 	if r.cache.host = routes.Host(fieldOf(f, ":authority")); r.cache.host != nil {
 		path, query := cutQuery(fieldOf(f, ":path"))
 		r.cache.route = r.cache.host.Find(f, path, query)
@@ -127,15 +135,17 @@ func (r *router) headers(f *http1.Fields, end bool) bool {
 	r.cluster = s.m.env.Cluster(r.weighted.Cluster)
 	if r.cluster == nil {
 		s.m.stats.noCluster.Inc()
-		s.reply(&reply{status: forward.NotFound, details: "cluster_not_found"})
+		s.reply(&reply{status: forward.NotFound, details: "cluster_not_found", flag: noCluster})
 		return false
 	}
 	r.end = end
 	r.keep.Store(forward.Retry.On != 0)
 	r.rewrite(f)
+	r.mirrored(f)
 	r.began = s.m.env.Now()
 	r.mu.Lock()
 	r.ended = end
+	r.whole.Store(end)
 	r.begin()
 	if end {
 		r.complete()
@@ -151,14 +161,14 @@ func (r *router) local(f *http1.Fields) *reply {
 	switch {
 	case r.host == nil:
 		s.m.stats.noRoute.Inc()
-		return &reply{status: 404, details: "route_not_found"}
+		return &reply{status: 404, details: "route_not_found", flag: noRoute}
 	case r.host.RequireTLS == routev3.VirtualHost_ALL && fieldOf(f, "x-forwarded-proto") != "https":
 		return r.redirect(f, &config.Redirect{Status: 301, HTTPS: true})
 	case r.host.RequireTLS == routev3.VirtualHost_EXTERNAL_ONLY && fieldOf(f, "x-forwarded-proto") != "https":
 		return r.redirect(f, &config.Redirect{Status: 301, HTTPS: true})
 	case r.route == nil:
 		s.m.stats.noRoute.Inc()
-		return &reply{status: 404, details: "route_not_found"}
+		return &reply{status: 404, details: "route_not_found", flag: noRoute}
 	case r.route.Redirect != nil:
 		return r.redirect(f, r.route.Redirect)
 	case r.route.Direct != nil:
@@ -323,14 +333,16 @@ func (r *router) begin() {
 	s := r.s
 	r.attempts++
 	retry := &r.route.Forward.Retry
-	a := new(attempt)
+	a := &attempt{number: r.attempts}
 	tries := 0
 	if retry.OtherHosts {
 		tries = retry.HostTries
 	}
 	if h := r.cluster.Choose(s.conn.Dst, r.tried, tries); h != nil {
-		r.tried = append(r.tried, h)
+		a.host, r.tried = h, append(r.tried, h)
+		from := s.m.env.Now()
 		a.exchange, a.err = h.Start(s.ctx, upstream.Request{Fields: s.fields, End: r.end, Upgrade: s.upgrade})
+		a.ready = s.m.env.Now().Sub(from)
 	} else {
 		a.none = true
 	}
@@ -367,6 +379,9 @@ func (r *router) data(p []byte, end bool) {
 		r.keep.Store(false)
 		r.replay = nil
 	}
+	for _, m := range r.copies {
+		m.add(p, r.s.m.limit)
+	}
 	if a := r.try.Load(); a.exchange != nil {
 		_ = a.exchange.Send(p, end) // its response tells
 	}
@@ -384,18 +399,30 @@ func (r *router) trailers(t *http1.Fields) {
 
 func (r *router) finish(t *http1.Fields) {
 	r.ended, r.trailing = true, t
+	r.whole.Store(true) // before the response can come
 	if a := r.try.Load(); a.exchange != nil {
 		_ = a.exchange.SendEnd(t)
 	}
 	r.complete()
 }
 
+// heard notes that the upstream has said all that it says.
+func (r *router) heard() {
+	if !r.began.IsZero() {
+		r.s.backend.CompareAndSwap(0, int64(r.s.m.env.Now().Sub(r.began)))
+	}
+}
+
 // complete starts the clock: the whole request was sent.
 func (r *router) complete() {
+	r.sendCopies()
 	if r.timeout > 0 {
 		r.timer = time.AfterFunc(r.timeout, func() {
 			r.cluster.Stats.Timeout.Inc()
-			r.s.reply(&reply{status: 504, body: "upstream request timeout", details: "response_timeout"})
+			if a := r.try.Load(); a.host != nil {
+				a.host.Report(504)
+			}
+			r.s.reply(&reply{status: 504, body: "upstream request timeout", details: "response_timeout", flag: upstreamTimeout})
 		})
 	}
 }
@@ -447,25 +474,46 @@ func (r *router) count(a *attempt, resp *upstream.Response, err error) {
 		stats.NoneHealthy.Inc()
 	case a.late.Load():
 		stats.PerTryTimeout.Inc()
+		a.host.Report(504)
 	case resp != nil:
-		stats.Answered(statusOf(resp.Fields))
+		status := statusOf(resp.Fields)
+		stats.Answered(status)
+		a.host.Report(status)
 	case err != nil:
 		stats.Answered(503)
+		if !errors.Is(err, upstream.ErrOverflow) {
+			a.host.Report(503)
+		}
 	}
 }
 
 // answered changes the head of the upstream's response.
 func (r *router) answered(resp *upstream.Response) {
-	took := r.s.m.env.Now().Sub(r.began).Milliseconds()
-	put(resp.Fields, "x-envoy-upstream-service-time", strconv.FormatInt(took, 10))
+	if r.whole.Load() { // otherwise there is no time to tell
+		took := r.s.m.env.Now().Sub(r.began).Milliseconds()
+		put(resp.Fields, "x-envoy-upstream-service-time", strconv.FormatInt(took, 10))
+	}
 	r.mutateResponse(resp.Fields)
 }
 
 // again makes another attempt if the route says so. It returns false if this one counts.
 func (r *router) again(a *attempt, resp *upstream.Response, err error) bool {
 	retry := &r.route.Forward.Retry
-	if r.attempts > retry.Max || r.s.upgrade || !r.keep.Load() || !wanted(retry, a, resp, err) {
+	if r.s.upgrade || !r.keep.Load() || !wanted(retry, a, resp, err) {
 		return false
+	}
+	if r.attempts > retry.Max {
+		if retry.Max > 0 {
+			r.s.flag(retriesExceeded)
+		}
+		return false
+	}
+	if !r.retrying {
+		if r.retrying = r.cluster.Breakers.Retries.Take(); !r.retrying {
+			r.cluster.Stats.RetryOverflow.Inc()
+			r.s.flag(upstreamOverflow)
+			return false
+		}
 	}
 	if a.exchange != nil {
 		a.exchange.Cancel() // whoever is sending stops
@@ -516,7 +564,7 @@ func wanted(retry *config.Retry, a *attempt, resp *upstream.Response, err error)
 		errors.As(err, &reset)
 		connect := reset != nil && (reset.Reason == upstream.ConnectFailure || reset.Reason == upstream.ConnectTimeout)
 		switch {
-		case a.none:
+		case a.none, errors.Is(err, upstream.ErrOverflow):
 			return false
 		case a.late.Load():
 			return on(config.On5xx | config.OnGatewayError)
@@ -562,22 +610,43 @@ func wantedGRPC(retry *config.Retry, f *http1.Fields) bool {
 // failure is the answer when there is none from an upstream.
 func (r *router) failure(a *attempt, err error) *reply {
 	if a.none {
-		return &reply{status: 503, body: "no healthy upstream", details: "no_healthy_upstream"}
+		return &reply{status: 503, body: "no healthy upstream", details: "no_healthy_upstream", flag: noHealthyUpstream}
 	}
 	if a.late.Load() {
-		return &reply{status: 504, body: "upstream request timeout", details: "upstream_per_try_timeout"}
+		return &reply{status: 504, body: "upstream request timeout", details: "upstream_per_try_timeout", flag: upstreamTimeout}
 	}
 	text := "upstream connect error or disconnect/reset before headers. "
 	if r.attempts > 1 {
 		text += "retried and the latest "
 	}
 	text += "reset reason: " + err.Error()
-	status := 503
+	answer := &reply{status: 503, body: text, details: "upstream_reset_before_response_started{" + upstream.Details(err) + "}"}
 	var reset *upstream.ResetError
-	if errors.As(err, &reset) && reset.Reason == upstream.ProtocolError {
-		status = 502
+	if errors.As(err, &reset) {
+		answer.flag = flagOf(reset.Reason)
+		switch reset.Reason {
+		case upstream.ProtocolError:
+			answer.status = 502
+		case upstream.Overflow:
+			answer.headers = []abi.Pair{{Key: "x-envoy-overloaded", Value: "true"}}
+		}
 	}
-	return &reply{status: status, body: text, details: "upstream_reset_before_response_started"}
+	return answer
+}
+
+// flagOf is the flag for why an upstream gave no response.
+func flagOf(why upstream.Reason) flag {
+	switch why {
+	case upstream.ConnectFailure, upstream.ConnectTimeout:
+		return connectionFailure
+	case upstream.RemoteReset, upstream.RemoteRefused:
+		return upstreamReset
+	case upstream.ProtocolError:
+		return upstreamProtocol
+	case upstream.Overflow:
+		return upstreamOverflow
+	}
+	return connectionTermination
 }
 
 // stop gives the request up, from any goroutine. It does not block.
@@ -597,6 +666,9 @@ func (r *router) close() {
 	defer r.mu.Unlock()
 	if r.timer != nil {
 		r.timer.Stop()
+	}
+	if r.retrying {
+		r.cluster.Breakers.Retries.Give()
 	}
 	if a := r.try.Load(); a != nil {
 		if a.timer != nil {

@@ -82,11 +82,14 @@ type stream struct {
 	head     atomic.Pointer[http1.Fields] // of the response, once filters see it
 	trailers atomic.Pointer[http1.Fields] // of the response
 	details  atomic.Pointer[string]
+	flags    flags
+	backend  atomic.Int64 // nanoseconds that the upstream took for all of its response; 0 before
 	set      properties
 	status   int
 	idle     *time.Timer  // nil without a limit
 	sent     atomic.Int64 // bytes of the response's body
 	received atomic.Int64 // and of the request's
+	trace    trace        // of plugins
 }
 
 func newStream(ctx context.Context, m *Manager, c *Conn, f *http1.Fields, w writer, protocol string) *stream {
@@ -105,6 +108,11 @@ func (s *stream) run() {
 	m.stats.rqTotal.Inc()
 	m.stats.rqActive.Inc()
 	defer m.stats.rqActive.Dec()
+	if m.env.Access != nil {
+		access := new(Access)
+		access.begun(s)
+		defer access.over(s)
+	}
 	defer s.close()
 	if d := m.cfg.StreamIdle; d > 0 {
 		s.idle = time.AfterFunc(d, s.idled)
@@ -136,7 +144,7 @@ func (s *stream) idled() {
 	if !s.end && !s.request.complete.Load() {
 		status = 408
 	}
-	s.reply(&reply{status: status, body: "stream timeout", details: "stream_idle_timeout"})
+	s.reply(&reply{status: status, body: "stream timeout", details: "stream_idle_timeout", flag: streamIdle})
 }
 
 // answer passes the response on: the upstream's, or the proxy's own.
@@ -150,6 +158,7 @@ func (s *stream) answer() {
 		return
 	}
 	if resp == nil { // reset
+		s.flag(clientGone)
 		s.writer.reset()
 		return
 	}
@@ -278,6 +287,9 @@ func (s *stream) forward(resp *upstream.Response) {
 	if b, ok := resp.Body.(interface{ Ready() bool }); !resp.End && ok && !b.Ready() {
 		s.response.flush()
 	}
+	if resp.End {
+		s.router.heard()
+	}
 	if !resp.End && !s.copyBody(resp) {
 		s.router.abandon()
 		s.writer.reset()
@@ -302,6 +314,7 @@ func (s *stream) copyBody(resp *upstream.Response) bool {
 			return false
 		}
 		if end {
+			s.router.heard()
 			if t := resp.Body.Trailers(); t != nil {
 				return s.response.feed(buf[:n], false) && s.response.end(t)
 			}
@@ -359,6 +372,7 @@ func (s *stream) close() {
 	s.router.close()
 	s.request.resumes.Wait()
 	s.response.resumes.Wait()
+	s.log()
 	s.closeFilters()
 	s.cancel()
 }

@@ -28,6 +28,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/chandler-proxy/chandler/internal/engine/config"
 	"github.com/chandler-proxy/chandler/internal/engine/extension"
 	"github.com/chandler-proxy/chandler/internal/engine/hcm"
@@ -87,6 +90,9 @@ type Chain struct {
 	ctx    context.Context // ends when its connections must
 	cancel context.CancelFunc
 	owned  []*extension.Slot // of filters that are not discovered
+
+	direction int64            // of the listener
+	metadata  *corev3.Metadata // likewise
 }
 
 // Build makes a listener. Filter chains that old has too are taken over. ctx is
@@ -94,7 +100,8 @@ type Chain struct {
 func Build(ctx context.Context, cfg *config.Listener, old *Listener, env *Env) (*Listener, error) {
 	l := &Listener{Config: cfg, env: env, stats: newStats(env.HTTP.Stats, cfg.Address)}
 	have := map[string]*Chain{}
-	if old != nil && old.Config.BufferLimit == cfg.BufferLimit && old.Config.Direction == cfg.Direction {
+	if old != nil && old.Config.BufferLimit == cfg.BufferLimit && old.Config.Direction == cfg.Direction &&
+		proto.Equal(old.Config.Message.GetMetadata(), cfg.Message.GetMetadata()) {
 		for _, c := range old.all() {
 			have[c.cfg.Identity] = c
 		}
@@ -127,7 +134,7 @@ func buildChain(ctx context.Context, cfg *config.FilterChain, have map[string]*C
 	if c := have[cfg.Identity]; c != nil {
 		return c, nil
 	}
-	c := &Chain{cfg: cfg, env: l.env}
+	c := &Chain{cfg: cfg, env: l.env, direction: l.Config.Direction, metadata: l.Config.Message.GetMetadata()}
 	var err error
 	if c.network, err = c.filters(cfg.Network); err != nil {
 		return nil, err
@@ -151,6 +158,7 @@ func buildChain(ctx context.Context, cfg *config.FilterChain, have map[string]*C
 		}
 		c.http = hcm.New(cfg.HTTP, l.env.HTTP, routes, filters, hcm.Chain{
 			Name: cfg.Name, Direction: l.Config.Direction, BufferLimit: l.Config.BufferLimit,
+			Metadata: l.Config.Message.GetMetadata(),
 		})
 	}
 	c.ctx, c.cancel = context.WithCancel(ctx)

@@ -3,6 +3,7 @@ package listener
 import (
 	"io"
 	"net"
+	"strings"
 	"sync"
 
 	"github.com/chandler-proxy/chandler/internal/abi"
@@ -20,6 +21,7 @@ const readAhead = 64 << 10
 type filtered struct {
 	net.Conn
 	conn    *hcm.Conn
+	chain   *Chain
 	env     *hcm.Env
 	plugins []*plugin
 	pump    sync.WaitGroup
@@ -34,6 +36,7 @@ type filtered struct {
 	err     error
 	resumed uint64
 	closed  bool
+	left    bool // the client closed the connection
 	values  map[string]string
 }
 
@@ -49,7 +52,7 @@ type plugin struct {
 // filtered starts the network filters. RBAC decides when the connection opens,
 // which Envoy puts off until the first byte. It returns false if the connection is refused.
 func (ch *Chain) filtered(c *hcm.Conn) (*filtered, bool) {
-	f := &filtered{Conn: c.Conn, conn: c, env: ch.env.HTTP}
+	f := &filtered{Conn: c.Conn, conn: c, chain: ch, env: ch.env.HTTP}
 	f.moved = sync.NewCond(&f.mu)
 	ok := true
 	for _, filter := range ch.network {
@@ -92,6 +95,9 @@ func (f *filtered) run(source io.Reader) {
 	for {
 		n, err := source.Read(buf)
 		end := err == io.EOF
+		if err != nil && (!end || f.chain.http != nil) { // the end of what is said is the end of an HTTP connection
+			f.gone()
+		}
 		if err != nil && !end {
 			f.fail(err)
 			return
@@ -148,10 +154,20 @@ func (f *filtered) show(i int, b []byte, end bool) bool {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.closed { // by a filter: no one is to see what it was shown
+		return false
+	}
 	f.ready = append(f.ready, b...)
 	f.ended = f.ended || end
 	f.moved.Broadcast()
 	return true
+}
+
+// gone notes that it is the client who closed the connection, if it is.
+func (f *filtered) gone() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left = f.left || !f.closed
 }
 
 func (f *filtered) fail(err error) {
@@ -244,9 +260,13 @@ func (f *filtered) Close() error {
 func (f *filtered) end() {
 	f.Close()
 	f.pump.Wait()
+	by := abi.PeerLocal
+	if f.left {
+		by = abi.PeerRemote
+	}
 	for _, p := range f.plugins {
 		if p.tcp != nil {
-			p.tcp.OnDownstreamClose(abi.PeerRemote)
+			p.tcp.OnDownstreamClose(by)
 			p.tcp.Close()
 		}
 		p.ext.Release()
@@ -283,15 +303,35 @@ func (p *plugin) AppendProperty(dst []byte, path string) ([]byte, abi.Status) {
 	if out, ok := p.f.conn.Attribute(dst, path); ok {
 		return out, abi.OK
 	}
-	if out, ok := p.f.env.Facts(dst, path); ok {
+	if out, ok := p.f.chain.attribute(dst, path); ok {
 		return out, abi.OK
+	}
+	if hcm.OpaqueRoot(path) {
+		return dst, abi.SerializationFailure
 	}
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
-	if v, ok := p.f.values[path]; ok {
+	if v, ok := p.f.values[path]; ok && strings.IndexByte(path, 0) < 0 {
 		return append(dst, v...), abi.OK
 	}
 	return dst, abi.NotFound
+}
+
+// attribute is what is known of the chain, its listener and the node.
+func (ch *Chain) attribute(dst []byte, path string) ([]byte, bool) {
+	root, rest := abi.CutPath(path)
+	name, rest := abi.CutPath(rest)
+	if root == "xds" {
+		switch name {
+		case "filter_chain_name":
+			return append(dst, ch.cfg.Name...), true
+		case "listener_direction":
+			return abi.AppendInt(dst, ch.direction), true
+		case "listener_metadata":
+			return hcm.AppendMetadata(dst, ch.metadata, rest)
+		}
+	}
+	return ch.env.HTTP.Facts(dst, path)
 }
 
 // SetProperty keeps a property for the connection.

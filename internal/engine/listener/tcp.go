@@ -12,6 +12,7 @@ import (
 	"github.com/chandler-proxy/chandler/internal/engine/config"
 	"github.com/chandler-proxy/chandler/internal/engine/hcm"
 	"github.com/chandler-proxy/chandler/internal/engine/stats"
+	"github.com/chandler-proxy/chandler/internal/engine/upstream"
 )
 
 // A tcpProxy copies bytes to a cluster and back.
@@ -63,8 +64,12 @@ func (t *tcpProxy) serve(ctx context.Context, c *hcm.Conn) {
 	}
 	up, err := host.Dial(ctx)
 	if err != nil {
+		if !errors.Is(err, upstream.ErrOverflow) {
+			host.Report(503)
+		}
 		return
 	}
+	host.Report(200)
 	defer up.Close()
 	stop := context.AfterFunc(ctx, func() { up.Close() })
 	defer stop()

@@ -34,14 +34,18 @@ const sweepEvery = 5 * time.Second
 
 // A Cluster is a running cluster. It is safe for concurrent use.
 type Cluster struct {
-	Config *config.Cluster
-	Stats  Stats
+	Config   *config.Cluster
+	Stats    Stats
+	Breakers Breakers
 
 	tls    *tls.Config // nil for plain text
 	log    *slog.Logger
 	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
+	now func() time.Time
+
 	hosts atomic.Pointer[[]*Host]
+	good  atomic.Pointer[[]*Host] // to choose from
 	turn  atomic.Uint64
 	known chan struct{} // closed when there are endpoints, if only none
 
@@ -53,13 +57,16 @@ type Cluster struct {
 
 // Stats are a cluster's.
 type Stats struct {
-	registry                            *stats.Registry
-	scope                               stats.Scope
-	CxTotal, CxActive, ConnectFail      *stats.Value
-	RqTotal, RqActive, Retry            *stats.Value
-	Timeout, PerTryTimeout, NoneHealthy *stats.Value
-	members                             *stats.Value
-	classes                             [6]*stats.Value
+	registry                             *stats.Registry
+	scope                                stats.Scope
+	CxTotal, CxActive, ConnectFail       *stats.Value
+	RqTotal, RqActive, Retry             *stats.Value
+	Timeout, PerTryTimeout, NoneHealthy  *stats.Value
+	members                              *stats.Value
+	pendingOverflow, cxOverflow          *stats.Value
+	RetryOverflow                        *stats.Value
+	ejections, ejected, ejectionOverflow *stats.Value
+	classes                              [6]*stats.Value
 }
 
 func newStats(r *stats.Registry, name string) Stats {
@@ -72,6 +79,10 @@ func newStats(r *stats.Registry, name string) Stats {
 		Retry: r.Counter(scope, "upstream_rq_retry"), Timeout: r.Counter(scope, "upstream_rq_timeout"),
 		PerTryTimeout: r.Counter(scope, "upstream_rq_per_try_timeout"),
 		NoneHealthy:   r.Counter(scope, "upstream_cx_none_healthy"), members: r.Gauge(scope, "membership_total"),
+		pendingOverflow: r.Counter(scope, "upstream_rq_pending_overflow"), cxOverflow: r.Counter(scope, "upstream_cx_overflow"),
+		RetryOverflow: r.Counter(scope, "upstream_rq_retry_overflow"),
+		ejections:     r.Counter(scope, "outlier_detection.ejections_enforced_total"),
+		ejected:       r.Gauge(scope, "outlier_detection.ejections_active"), ejectionOverflow: r.Counter(scope, "outlier_detection.ejections_overflow"),
 	}
 	for class := 1; class <= 5; class++ {
 		s.classes[class] = r.Counter(scope, fmt.Sprintf("upstream_rq_%dxx", class))
@@ -91,10 +102,12 @@ func (s *Stats) Answered(status int) {
 func New(c *config.Cluster, r *stats.Registry, log *slog.Logger) (*Cluster, error) {
 	cluster := &Cluster{
 		Config: c, Stats: newStats(r, c.StatName), log: log,
-		lookup: net.DefaultResolver.LookupNetIP,
-		known:  make(chan struct{}), byDst: map[netip.AddrPort]*Host{},
+		lookup: net.DefaultResolver.LookupNetIP, now: time.Now,
+		known: make(chan struct{}), byDst: map[netip.AddrPort]*Host{},
 	}
 	cluster.hosts.Store(new([]*Host))
+	cluster.good.Store(new([]*Host))
+	cluster.Breakers.init(c.Limits)
 	if c.TLS != nil {
 		conf, err := certs.Client(c.TLS)
 		if err != nil {
@@ -141,8 +154,11 @@ func (c *Cluster) SetEndpoints(list []config.Endpoint) {
 		hosts = append(hosts, h)
 	}
 	c.hosts.Store(&hosts)
-	c.smooth = nil
+	c.choosable()
 	for _, h := range old {
+		if h.health.ejected {
+			c.Stats.ejected.Dec()
+		}
 		h.retire()
 	}
 	c.Stats.members.Set(int64(len(hosts)))
@@ -172,7 +188,7 @@ func (c *Cluster) Choose(dst netip.AddrPort, tried []*Host, tries int) *Host {
 	if c.Config.Discovery == config.OriginalDst {
 		return c.original(dst)
 	}
-	hosts := *c.hosts.Load()
+	hosts := *c.good.Load()
 	if len(hosts) == 0 {
 		return nil
 	}
@@ -263,8 +279,16 @@ func (c *Cluster) Run(ctx context.Context) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	resolved := time.Now()
+	var judging <-chan time.Time
+	if o := c.Config.Outliers; o != nil {
+		t := time.NewTicker(o.Interval)
+		defer t.Stop()
+		judging = t.C
+	}
 	for {
 		select {
+		case <-judging:
+			c.judge(c.now())
 		case <-ctx.Done():
 			c.retireAll()
 			return nil
@@ -315,6 +339,9 @@ func (c *Cluster) resolve(ctx context.Context) {
 				return
 			}
 			continue
+		}
+		if c.Config.FirstOnly && len(addrs) > 1 {
+			addrs = addrs[:1]
 		}
 		for _, a := range addrs {
 			list = append(list, config.Endpoint{Host: a.String(), Port: e.Port, Weight: e.Weight})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -48,6 +49,8 @@ type Exchange interface {
 	Finish()
 	// Host is the endpoint.
 	Host() *Host
+	// Local is the address that the request is sent from; zero if there is none yet.
+	Local() netip.AddrPort
 }
 
 // Start begins a request. ctx is for connecting only.
@@ -56,11 +59,20 @@ func (h *Host) Start(ctx context.Context, r Request) (Exchange, error) {
 	sni := h.cluster.sni(authority)
 	h.cluster.Stats.RqTotal.Inc()
 	if h.cluster.Config.HTTP2 {
+		if !h.cluster.Breakers.requests.Take() {
+			h.cluster.Stats.pendingOverflow.Inc()
+			return nil, ErrOverflow
+		}
 		return h.startHTTP2(ctx, r, sni), nil
 	}
 	c, err := h.take(ctx, sni)
 	if err != nil {
 		return nil, err
+	}
+	if !h.cluster.Breakers.requests.Take() {
+		h.cluster.Stats.pendingOverflow.Inc()
+		c.give()
+		return nil, ErrOverflow
 	}
 	c.used++
 	h.active.Add(1)
@@ -114,6 +126,17 @@ type exchange struct {
 }
 
 func (e *exchange) Host() *Host { return e.conn.host }
+
+func (e *exchange) Local() netip.AddrPort { return addrPort(e.conn.LocalAddr()) }
+
+func addrPort(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	p := t.AddrPort()
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+}
 
 func (e *exchange) Send(p []byte, more bool) error {
 	if e.left >= 0 {
@@ -184,5 +207,6 @@ func (e *exchange) Finish() {
 
 func (e *exchange) done() {
 	e.conn.host.active.Add(-1)
+	e.conn.host.cluster.Breakers.requests.Give()
 	e.conn.host.cluster.Stats.RqActive.Dec()
 }

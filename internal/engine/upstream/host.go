@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -35,6 +36,7 @@ const (
 	RemoteReset    Reason = "remote reset"
 	RemoteRefused  Reason = "remote refused stream reset"
 	ProtocolError  Reason = "protocol error"
+	Overflow       Reason = "overflow" // of a circuit breaker
 )
 
 func (e *ResetError) Error() string {
@@ -47,6 +49,34 @@ func (e *ResetError) Error() string {
 
 func (e *ResetError) Unwrap() error { return e.Err }
 
+// Details is why a request ended early as Envoy writes it into the details of a
+// response: in one word, with what the transport said.
+func Details(err error) string {
+	var reset *ResetError
+	if !errors.As(err, &reset) {
+		return "connection_termination"
+	}
+	words := string(reset.Reason)
+	if f := TransportFailure(err); f != "" {
+		words += "|" + f
+	}
+	return strings.ReplaceAll(words, " ", "_")
+}
+
+// TransportFailure is what the transport said to it, in Envoy's words; it may be empty.
+func TransportFailure(err error) string {
+	var reset *ResetError
+	var number syscall.Errno
+	switch {
+	case !errors.As(err, &reset):
+		return ""
+	case reset.Failure == "" && reset.Reason == ConnectFailure && errors.As(reset.Err, &number):
+		text := number.Error()
+		return "delayed connect error: " + strings.ToUpper(text[:1]) + text[1:]
+	}
+	return reset.Failure
+}
+
 // A Host is one endpoint.
 type Host struct {
 	Address string
@@ -56,9 +86,12 @@ type Host struct {
 	weight  atomic.Int64
 	active  atomic.Int64 // requests
 
+	health health
+
 	mu      sync.Mutex
 	retired bool
 	open    int
+	waiting []chan struct{}    // for a connection
 	idle    map[string][]*conn // by server name, the last used last
 	h2      map[string]*http.Transport
 }
@@ -106,9 +139,6 @@ func (h *Host) dial(ctx context.Context, sni string) (net.Conn, error) {
 	}
 	c.Stats.CxTotal.Inc()
 	c.Stats.CxActive.Inc()
-	h.mu.Lock()
-	h.open++
-	h.mu.Unlock()
 	return &counted{Conn: conn, host: h}, nil
 }
 
@@ -131,9 +161,7 @@ type counted struct {
 func (c *counted) Close() error {
 	if c.closed.CompareAndSwap(false, true) {
 		c.host.cluster.Stats.CxActive.Dec()
-		c.host.mu.Lock()
-		c.host.open--
-		c.host.mu.Unlock()
+		c.host.left()
 	}
 	return c.Conn.Close()
 }
@@ -171,9 +199,25 @@ func (c *counted) alive() bool {
 	return err == nil && alive
 }
 
-// Dial connects for a stream of bytes.
+// Dial connects for a stream of bytes, or for HTTP/2, if there may be one connection more.
 func (h *Host) Dial(ctx context.Context) (net.Conn, error) {
-	return h.dial(ctx, h.cluster.sni(""))
+	return h.dialMore(ctx, h.cluster.sni(""))
+}
+
+func (h *Host) dialMore(ctx context.Context, sni string) (net.Conn, error) {
+	if !h.cluster.Breakers.connections.Take() {
+		h.cluster.Stats.cxOverflow.Inc()
+		return nil, ErrOverflow
+	}
+	h.mu.Lock()
+	h.open++
+	h.mu.Unlock()
+	c, err := h.dial(ctx, sni)
+	if err != nil {
+		h.left()
+		return nil, err
+	}
+	return c, nil
 }
 
 // take returns a connection: the one that was used last, or a new one.
@@ -183,7 +227,7 @@ func (h *Host) take(ctx context.Context, sni string) (*conn, error) {
 		list := h.idle[sni]
 		if len(list) == 0 {
 			h.mu.Unlock()
-			break
+			return h.connect(ctx, sni)
 		}
 		c := list[len(list)-1]
 		h.idle[sni] = list[:len(list)-1]
@@ -193,11 +237,13 @@ func (h *Host) take(ctx context.Context, sni string) (*conn, error) {
 		}
 		c.Close()
 	}
-	raw, err := h.dial(ctx, sni)
-	if err != nil {
-		return nil, err
-	}
-	return &conn{Conn: raw, host: h, sni: sni, r: bufio.NewReader(raw), w: bufio.NewWriter(raw)}, nil
+}
+
+// buffered is how many bytes of a message are read or written at once.
+const buffered = 16 << 10
+
+func newConn(h *Host, raw net.Conn, sni string) *conn {
+	return &conn{Conn: raw, host: h, sni: sni, r: bufio.NewReaderSize(raw, buffered), w: bufio.NewWriterSize(raw, buffered)}
 }
 
 // give takes a connection back, to be used again.
@@ -213,6 +259,7 @@ func (c *conn) give() {
 	keep := !h.retired
 	if keep {
 		h.idle[c.sni] = append(h.idle[c.sni], c)
+		h.wake()
 	}
 	h.mu.Unlock()
 	if !keep {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -28,7 +30,7 @@ func (h *Host) transport(sni string) *http.Transport {
 	}
 	protocols := new(http.Protocols)
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		c, err := h.dial(ctx, sni)
+		c, err := h.dialMore(ctx, sni)
 		if err != nil {
 			return nil, err
 		}
@@ -46,6 +48,10 @@ func (h *Host) transport(sni string) *http.Transport {
 func (h *Host) startHTTP2(ctx context.Context, r Request, sni string) Exchange {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ended by Cancel or Finish
 	e := &exchange2{host: h, cancel: cancel, transport: h.transport(sni)}
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) {
+		local := addrPort(c.Conn.LocalAddr())
+		e.local.Store(&local)
+	}})
 	e.request = request2(ctx, r)
 	if !r.End {
 		var body io.ReadCloser
@@ -104,7 +110,15 @@ type exchange2 struct {
 	body      *io.PipeWriter // nil if there is none
 	cancel    context.CancelFunc
 	response  *http.Response
+	local     atomic.Pointer[netip.AddrPort]
 	over      atomic.Bool
+}
+
+func (e *exchange2) Local() netip.AddrPort {
+	if a := e.local.Load(); a != nil {
+		return *a
+	}
+	return netip.AddrPort{}
 }
 
 func (e *exchange2) Host() *Host { return e.host }
@@ -178,6 +192,7 @@ func (e *exchange2) Cancel() {
 	}
 	e.cancel()
 	e.host.active.Add(-1)
+	e.host.cluster.Breakers.requests.Give()
 	e.host.cluster.Stats.RqActive.Dec()
 }
 

@@ -256,3 +256,53 @@ func FuzzInstrument(f *testing.F) {
 		}
 	})
 }
+
+// A memory that is imported becomes the module's own, and is exported.
+func TestOwnMemory(t *testing.T) {
+	const code = `(func (export "run") (result i32) (i32.load8_u (i32.const 5)))(data (i32.const 5) "*")`
+	for name, wat := range map[string]string{
+		"imported":             `(module (import "x" "y" (memory 1 2))` + code + `)`,
+		"among others":         `(module (import "twice" "f" (func (param i32) (result i32))) (import "x" "y" (memory 1)) (global i32 (i32.const 1)) ` + code + `)`,
+		"exported too":         `(module (import "x" "y" (memory 1)) (export "other" (memory 0))` + code + `)`,
+		"its own":              `(module (memory (export "memory") 1)` + code + `)`,
+		"nothing is exported":  `(module (import "x" "y" (memory 1)))`,
+		"a name that is taken": `(module (import "x" "y" (memory 1)) (func (export "memory"))` + code + `)`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			wasm, err := OwnMemory(assemble(t, wat))
+			if err != nil {
+				t.Fatal(err)
+			}
+			compiled, err := wazero.NewRuntimeWithConfig(t.Context(), wazero.NewRuntimeConfigInterpreter()).CompileModule(t.Context(), wasm)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := len(compiled.ImportedMemories()); n != 0 {
+				t.Errorf("%d memories are imported", n)
+			}
+			if n := len(compiled.ExportedMemories()); n != 1 && name != "a name that is taken" {
+				t.Errorf("%d memories are exported", n)
+			}
+			if name == "nothing is exported" {
+				return
+			}
+			if got, _, err := run(t, wasm, 1); got != '*' || err != nil {
+				t.Errorf("run = %d, %v", got, err)
+			}
+		})
+	}
+}
+
+func FuzzOwnMemory(f *testing.F) {
+	f.Add(assemble(f, `(module (import "x" "y" (memory 1)) (import "x" "z" (table 1 funcref)) (import "x" "g" (global i32)))`))
+	f.Add(assemble(f, `(module (memory (export "memory") 1))`))
+	f.Fuzz(func(t *testing.T, wasm []byte) {
+		once, err := OwnMemory(wasm)
+		if err != nil {
+			return
+		}
+		if _, err := OwnMemory(once); err != nil {
+			t.Fatalf("what OwnMemory made is refused: %v", err)
+		}
+	})
+}
