@@ -10,5 +10,5 @@ import "embed"
 
 // FS is the examples, a folder each: bookinfo, envoyfilter, httpbin.
 //
-//go:embed */*.yaml */README.md
+//go:embed */*.yaml */*/*.yaml */README.md
 var FS embed.FS

@@ -1,6 +1,7 @@
 package examples
 
 import (
+	"errors"
 	"io/fs"
 	"net"
 	"strconv"
@@ -17,11 +18,7 @@ import (
 // TestDecode has every example read as users' files are.
 func TestDecode(t *testing.T) {
 	decoder := resource.NewDecoder()
-	files, err := fs.Glob(FS, "*/*.yaml")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("Glob = %v, %v", files, err)
-	}
-	for _, file := range files {
+	for _, file := range manifests(t, "*") {
 		text, err := fs.ReadFile(FS, file)
 		if err != nil {
 			t.Fatal(err)
@@ -36,15 +33,22 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+// manifests are the resource files of the folders that match.
+func manifests(t *testing.T, folders string) []string {
+	t.Helper()
+	files, err := fs.Glob(FS, folders+"/*.yaml")
+	deeper, err2 := fs.Glob(FS, folders+"/*/*.yaml")
+	if err := errors.Join(err, err2); err != nil || len(files) == 0 {
+		t.Fatalf("Glob = %v, %v", files, err)
+	}
+	return append(files, deeper...)
+}
+
 // objects is all of one example.
 func objects(t *testing.T, folder string) []resource.Object {
 	t.Helper()
-	files, err := fs.Glob(FS, folder+"/*.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var all []resource.Object
-	for _, file := range files {
+	for _, file := range manifests(t, folder) {
 		text, err := fs.ReadFile(FS, file)
 		if err != nil {
 			t.Fatal(err)
@@ -66,7 +70,7 @@ func TestAddresses(t *testing.T) {
 	}
 	for file, want := range map[string]string{
 		"bookinfo/wasmplugin.yaml": "url: oci://localhost:" + port(demo.RegistryAddr) + "/basic-auth:" + demo.ImageTag + "\n",
-		"httpbin/wasmplugin.yaml":  "url: oci://localhost:" + port(demo.RegistryAddr) + "/header-counter:" + demo.ImageTag + "\n",
+		"httpbin/plugin.yaml":      "url: oci://localhost:" + port(demo.RegistryAddr) + "/header-counter:" + demo.ImageTag + "\n",
 		"envoyfilter/config.yaml":  "uri: http://localhost:" + port(demo.FilesAddr) + "/basic-auth.wasm\n",
 	} {
 		if text, err := fs.ReadFile(FS, file); err != nil || !strings.Contains(string(text), want) {
@@ -88,8 +92,10 @@ func TestAddresses(t *testing.T) {
 		}
 	}
 	for _, o := range objects(t, "httpbin") {
-		if s, ok := o.(*corev1.Service); ok && s.Spec.Ports[0].TargetPort.String() != port(demo.HTTPBinAddr) {
-			t.Errorf("httpbin is at port %v, want that of %s", s.Spec.Ports[0].TargetPort, demo.HTTPBinAddr)
+		if p, ok := o.(*corev1.Pod); ok {
+			if got := strconv.Itoa(int(p.Spec.Containers[0].Ports[0].ContainerPort)); got != port(demo.HTTPBinAddr) {
+				t.Errorf("httpbin is at port %s, want that of %s", got, demo.HTTPBinAddr)
+			}
 		}
 	}
 }

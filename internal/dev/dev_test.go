@@ -175,13 +175,14 @@ func TestSwap(t *testing.T) {
 	out, addr := start(t, Config{Dir: dir, Module: wasm, ConfigFile: config, Upstream: upstream.URL, Trace: true})
 	url := "http://" + addr + "/books?a=b"
 	out.wait(t, `^    proxy_on_configure\(context=1,size=15\) = 1$`)
-	out.wait(t, `^dev: serving sha256:[0-9a-f]{12}… \(\d.* kB, ABI 0\.2\.1\), made in `)
+	out.wait(t, `^dev: serving sha256:[0-9a-f]{12}… \(\d.* kB, ABI 0\.2\.1\)$`)
 
 	resp, body := get(t, url)
 	if resp.Header.Get("x-wasm") != "one" || body != "/books" {
 		t.Errorf("answer %v %q", resp.Header, body)
 	}
 	out.wait(t, `^GET /books\?a=b 200 \d+(\.\d+)?(µs|ms)
+    proxy_on_request_headers\(context=2,headers=\d+,end=1\) = 0
     proxy_on_response_headers\(context=2,headers=\d+,end=0\) = 0
       proxy_add_header_map_value\(map=2,key="x-wasm",value="one"\) = OK$`)
 

@@ -30,9 +30,8 @@ const (
 // A screen prints what happens, a block of lines at a time. It is safe for concurrent
 // use. What it cannot write is lost.
 type screen struct {
-	w      io.Writer
-	color  bool
-	traces bool
+	w     io.Writer
+	color bool
 
 	mu      sync.Mutex
 	pending []string // trace of a call that is not over, outside of requests

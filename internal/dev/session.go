@@ -32,7 +32,6 @@ type session struct {
 	xds      *xds.Server
 	appeared chan struct{} // the engine is connected
 
-	encoder  *xds.Encoder
 	snapshot *xds.Snapshot
 
 	files    map[string][sha256.Size]byte // as they were when they were last looked at; nil at first
@@ -46,8 +45,7 @@ type session struct {
 func newSession(cfg Config, r route, dir string) *session {
 	appeared := make(chan struct{}, 1)
 	return &session{
-		cfg: cfg, route: r, dir: dir, screen: &screen{w: cfg.Out, color: cfg.Color, traces: cfg.Trace}, appeared: appeared,
-		encoder: xds.NewEncoder(),
+		cfg: cfg, route: r, dir: dir, screen: &screen{w: cfg.Out, color: cfg.Color}, appeared: appeared,
 		xds: xds.New(xds.Config{
 			Class: func(context.Context, *corev3.Node) (string, error) { return proxyClass, nil },
 			Appeared: func() {
@@ -83,6 +81,8 @@ func (s *session) run(ctx context.Context, ready <-chan struct{}, files *watch) 
 		select {
 		case <-files.events:
 			settled(ctx, files.events)
+		case <-s.appeared: // it was gone for a moment
+			s.xds.Publish(proxyClass, s.snapshot)
 		case <-ctx.Done():
 		}
 	}
@@ -159,7 +159,11 @@ func (s *session) offer(ctx context.Context) error {
 		}
 	}
 	s.serving = s.built
-	s.screen.say(good, "serving %s, made in %s", s.built, s.built.took.Round(time.Millisecond))
+	took := ""
+	if s.cfg.Language != "" {
+		took = ", built in " + s.built.took.Round(time.Millisecond).String()
+	}
+	s.screen.say(good, "serving %s%s", s.built, took)
 	return s.forget(path)
 }
 
@@ -176,10 +180,10 @@ func (s *session) open(ctx context.Context, extension *corev3.TypedExtensionConf
 // publish makes the extension, with all that goes with it, what the engine should have,
 // and returns its version.
 func (s *session) publish(extension *corev3.TypedExtensionConfig) (string, error) {
-	version := ""
+	version, encoder := "", xds.NewEncoder()
 	var resources []*xds.Resource
 	for _, m := range append(s.route.resources(), proto.Message(extension)) {
-		r, err := s.encoder.Encode(m)
+		r, err := encoder.Encode(m)
 		if err != nil {
 			return "", err
 		}

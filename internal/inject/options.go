@@ -7,8 +7,9 @@ import (
 	"net"
 
 	corev1 "k8s.io/api/core/v1"
-	kresource "k8s.io/apimachinery/pkg/api/resource"
 	"sigs.k8s.io/yaml"
+
+	"github.com/chandler-proxy/chandler/internal/inject/agentpod"
 )
 
 // The two kinds of proxy that a sidecar may have.
@@ -59,10 +60,7 @@ func (o Options) WithDefaults() (Options, error) {
 	o.Control = cmp.Or(o.Control, "chandler."+o.RootNamespace+".svc:15012")
 	o.Domain = cmp.Or(o.Domain, "cluster.local")
 	if o.Resources == nil {
-		o.Resources = &corev1.ResourceRequirements{
-			Requests: resources("100m", "128Mi"),
-			Limits:   resources("2", "1Gi"),
-		}
+		o.Resources = new(agentpod.Resources())
 	}
 	switch {
 	case o.Image == "":
@@ -81,11 +79,4 @@ func (o Options) WithDefaults() (Options, error) {
 		return o, fmt.Errorf("control: %w", err)
 	}
 	return o, nil
-}
-
-func resources(cpu, memory string) corev1.ResourceList {
-	return corev1.ResourceList{
-		corev1.ResourceCPU:    kresource.MustParse(cpu),
-		corev1.ResourceMemory: kresource.MustParse(memory),
-	}
 }

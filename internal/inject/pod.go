@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 
+	"github.com/chandler-proxy/chandler/internal/inject/agentpod"
 	"github.com/chandler-proxy/chandler/internal/probe"
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
@@ -57,7 +58,7 @@ func add(pod *corev1.Pod, workload string, o Options) (*corev1.Pod, []resource.P
 		containers = []corev1.Container{first, proxy}
 	}
 	out.Spec.InitContainers = append(containers, out.Spec.InitContainers...)
-	added := append(volumes(), s.volumes...)
+	added := append(agentpod.Volumes(), s.volumes...)
 	out.Spec.Volumes = append(out.Spec.Volumes, added...)
 	for _, name := range o.PullSecrets {
 		ref := corev1.LocalObjectReference{Name: name}
@@ -149,7 +150,7 @@ func conflicts(pod *corev1.Pod, s settings) []resource.Problem {
 	for _, v := range pod.Spec.Volumes {
 		names[v.Name] = true
 	}
-	for _, v := range append(volumes(), s.volumes...) {
+	for _, v := range append(agentpod.Volumes(), s.volumes...) {
 		if names[v.Name] {
 			list = append(list, resource.Problem{Field: "spec.volumes[" + v.Name + "]", Message: "the sidecar has a volume of this name", Mend: "rename it"})
 		}

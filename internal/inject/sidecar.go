@@ -2,69 +2,24 @@ package inject
 
 import (
 	"encoding/json"
-	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/chandler-proxy/chandler/internal/inject/agentpod"
 	"github.com/chandler-proxy/chandler/internal/probe"
 	"github.com/chandler-proxy/chandler/internal/redirect"
 )
 
 // The containers that are added, under Istio's names.
 const (
-	proxyName = "istio-proxy"
+	proxyName = agentpod.Container
 	initName  = "istio-init"
 )
 
 // proxyUser is user and group of the sidecar.
-const proxyUser = 1337
-
-// What the control plane has in every namespace, and proxies show it; package identity
-// has the other end.
-const (
-	caConfigMap   = "chandler-ca-root-cert" // its key is rootCertKey
-	rootCertKey   = "root-cert.pem"
-	tokenAudience = "chandler-ca"
-	tokenSeconds  = 3600
-)
-
-// Volumes, and where the sidecar has them.
-const (
-	tokenVolume, tokenDir = "chandler-token", "/var/run/secrets/chandler/token"
-	caVolume, caDir       = "chandler-ca", "/var/run/secrets/chandler/ca"
-	podVolume, podDir     = "chandler-pod", "/etc/chandler/pod"
-	dataVolume, dataDir   = "chandler-data", "/var/lib/chandler"
-	tmpVolume, tmpDir     = "chandler-tmp", "/tmp"
-)
-
-// volumes are what the sidecar needs: its proof of identity, the control plane's
-// certificate, what the pod is, and room to write.
-//
-// The token can be read by user 1337 without an fsGroup: the kubelet makes it
-// everybody's within the pod, unless all containers have one user or the pod has an
-// fsGroup, and then it is that one's.
-func volumes() []corev1.Volume {
-	return []corev1.Volume{
-		{Name: tokenVolume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
-			Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
-				Audience: tokenAudience, ExpirationSeconds: new(int64(tokenSeconds)), Path: "token",
-			}}},
-		}}},
-		{Name: caVolume, VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
-			LocalObjectReference: corev1.LocalObjectReference{Name: caConfigMap},
-		}}},
-		{Name: podVolume, VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{
-			Items: []corev1.DownwardAPIVolumeFile{
-				{Path: "labels", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.labels"}},
-				{Path: "annotations", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.annotations"}},
-			},
-		}}},
-		{Name: dataVolume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
-		{Name: tmpVolume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
-	}
-}
+const proxyUser = agentpod.User
 
 // initContainer redirects the pod's connections. It runs once, before all others, as
 // root, for the kernel wants NET_ADMIN in effect and a container has that only so.
@@ -121,43 +76,17 @@ func proxyContainer(workload string, s settings, o Options, probes probe.Set) co
 		Ports:     []corev1.ContainerPort{{Name: "http-envoy-prom", ContainerPort: probe.Port, Protocol: corev1.ProtocolTCP}},
 		Resources: *s.resources.DeepCopy(),
 		// the workload starts when the proxy has its configuration
-		StartupProbe: ready(corev1.Probe{PeriodSeconds: 1, TimeoutSeconds: 3, FailureThreshold: 600}),
-		ReadinessProbe: ready(corev1.Probe{InitialDelaySeconds: s.readiness.delay, PeriodSeconds: s.readiness.period,
+		StartupProbe: agentpod.Startup(),
+		ReadinessProbe: agentpod.Ready(corev1.Probe{InitialDelaySeconds: s.readiness.delay, PeriodSeconds: s.readiness.period,
 			TimeoutSeconds: 3, FailureThreshold: s.readiness.failures}),
-		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: new(false),
-			Privileged:               new(false),
-			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-			ReadOnlyRootFilesystem:   new(true),
-			RunAsUser:                new(int64(proxyUser)),
-			RunAsGroup:               new(int64(proxyUser)),
-			RunAsNonRoot:             new(true),
-			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-		},
-		VolumeMounts: append([]corev1.VolumeMount{
-			{Name: tokenVolume, MountPath: tokenDir, ReadOnly: true},
-			{Name: caVolume, MountPath: caDir, ReadOnly: true},
-			{Name: podVolume, MountPath: podDir, ReadOnly: true},
-			{Name: dataVolume, MountPath: dataDir},
-			{Name: tmpVolume, MountPath: tmpDir},
-		}, s.mounts...),
+		SecurityContext: agentpod.SecurityContext(),
+		VolumeMounts:    append(agentpod.Mounts(), s.mounts...),
 	}
 }
 
-// agentArgs are the agent's command. It listens at all addresses, of either family,
-// for the kubelet and Prometheus.
+// agentArgs are the agent's command.
 func agentArgs(s settings, o Options) []string {
-	args := []string{
-		"agent",
-		"--proxy=" + s.proxy,
-		"--control=" + o.Control,
-		"--ca=" + caDir + "/" + rootCertKey,
-		"--token=" + tokenDir + "/token",
-		"--id=sidecar~$(INSTANCE_IP)~$(POD_NAME).$(POD_NAMESPACE)~$(POD_NAMESPACE).svc." + o.Domain,
-		"--pod-info=" + podDir,
-		"--data=" + dataDir,
-		"--status=:15020",
-	}
+	args := agentpod.Args("sidecar", s.proxy, o.Control, o.Domain)
 	if s.redirected {
 		args = append(args, "--redirected")
 	}
@@ -185,20 +114,7 @@ func ownLogLevel(envoys string) string {
 }
 
 func environment(workload string, probes probe.Set, more map[string]string) []corev1.EnvVar {
-	field := func(name, path string) corev1.EnvVar {
-		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
-	}
-	env := []corev1.EnvVar{
-		field("INSTANCE_IP", "status.podIP"),
-		field("INSTANCE_IPS", "status.podIPs"),
-		field("POD_NAME", "metadata.name"),
-		field("POD_NAMESPACE", "metadata.namespace"),
-		// the runtime collects garbage earlier rather than be killed
-		{Name: "GOMEMLIMIT", ValueFrom: &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "limits.memory"}}},
-	}
-	for _, name := range slices.Sorted(maps.Keys(more)) {
-		env = append(env, corev1.EnvVar{Name: name, Value: more[name]})
-	}
+	env := agentpod.Env(more)
 	if workload != "" {
 		env = append(env, corev1.EnvVar{Name: "ISTIO_META_WORKLOAD_NAME", Value: workload})
 	}
@@ -210,12 +126,6 @@ func environment(workload string, probes probe.Set, more map[string]string) []co
 		env = append(env, corev1.EnvVar{Name: probe.Variable, Value: string(text)})
 	}
 	return env
-}
-
-// ready is p, asking the agent.
-func ready(p corev1.Probe) *corev1.Probe {
-	p.HTTPGet = &corev1.HTTPGetAction{Path: "/healthz/ready", Port: intstr.FromInt32(probe.Port)}
-	return &p
 }
 
 // takeProbes points the probes and events of a pod that the kubelet calls over the

@@ -60,9 +60,10 @@ func TestSidecar(t *testing.T) {
 	m.remove("gateway.yaml")
 	m.Gateway = "127.0.0.2:" + port // what takes its place: the pod's own address
 	m.AgentArgs = []string{"--id", "sidecar~127.0.0.2~httpbin.default~default.svc.cluster.local", "--namespace", "default", "--labels", "app=httpbin"}
-	for _, name := range []string{"httpbin.yaml", "local/pod.yaml"} {
-		m.write(filepath.Base(name), strings.ReplaceAll(example(t, "httpbin/"+name), "8000", port))
-	}
+	// the agents of these tests have one label more, which a port by name is looked up with
+	labelled := strings.Replace(example(t, "httpbin/local/pod.yaml"), "  labels:\n", "  labels:\n    istio: ingressgateway\n", 1)
+	m.write("pod.yaml", strings.ReplaceAll(labelled, "8000", port))
+	m.write("httpbin.yaml", strings.ReplaceAll(example(t, "httpbin/httpbin.yaml"), "8000", port))
 	m.startControl()
 	m.startAgent()
 	m.serving()

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +36,7 @@ func TestExamples(t *testing.T) {
 		{"examples/bookinfo/README.md", []string{"-f", "examples/bookinfo"}},
 		{"examples/envoyfilter/README.md", []string{"-f", "examples/envoyfilter"}},
 		{"examples/httpbin/README.md", append([]string{"-f", "examples/httpbin"}, sidecar...)},
+		{"docs/authors.md", []string{"-f", "live"}},
 	} {
 		t.Run(tt.file+" on the engine", func(t *testing.T) { testExample(t, tt.file, tt.args) })
 		t.Run(tt.file+" on Envoy", func(t *testing.T) {
@@ -93,11 +95,28 @@ func project(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
+	t.Cleanup(func() { endLeftOver(t, filepath.Join(dir, "dev.pid")) })
 	binary, err := filepath.Abs(os.Getenv("CHANDLER_BIN"))
 	if err = errors.Join(err, os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.Symlink(binary, filepath.Join(dir, "bin", "chandler"))); err != nil {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// endLeftOver ends a process that a document began and, since the test failed, did not
+// end, if the file with its number is there.
+func endLeftOver(t *testing.T, file string) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGTERM)
+	}
+	if err != nil {
+		t.Errorf("end what %s names: %v", file, err)
+	}
 }
 
 // chandler runs `chandler run args` in dir until the test ends; it returns when
