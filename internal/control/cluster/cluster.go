@@ -32,10 +32,10 @@ import (
 	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/inject"
 	"github.com/chandler-proxy/chandler/internal/inject/gateway"
+	"github.com/chandler-proxy/chandler/internal/inject/trust"
 	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/part"
 	"github.com/chandler-proxy/chandler/internal/source/kube"
-	"github.com/chandler-proxy/chandler/internal/inject/trust"
 	"github.com/chandler-proxy/chandler/internal/status"
 )
 
