@@ -4,6 +4,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -63,7 +64,7 @@ func newControl(t *testing.T) *control {
 	}
 	appeared := make(chan struct{}, 100)
 	c := &control{t: t, server: xds.New(xds.Config{
-		Class:    func(n *corev3.Node) (string, error) { return n.GetCluster(), nil },
+		Class:    func(_ context.Context, n *corev3.Node) (string, error) { return n.GetCluster(), nil },
 		Appeared: func() { appeared <- struct{}{} },
 	})}
 	modules := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

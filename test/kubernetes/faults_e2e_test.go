@@ -30,10 +30,10 @@ func outage(t *testing.T) time.Duration {
 }
 
 // A fleet is what the faults are tried on: sidecars of either kind and the ingress
-// gateway, under load, and a plugin at all of the sidecars.
+// gateway, under load, some idle sidecars, and a plugin at all of the sidecars.
 type fleet struct {
 	c    *kube.Cluster
-	urls []string // of the sidecars' services
+	urls []string // of the sidecars under load
 	load *load
 	step int
 }
@@ -47,7 +47,7 @@ func TestFaults(t *testing.T) {
 	c := installed(t)
 	push(t, c, "header-counter.wasm", "headers:v1")
 	ownNamespace(t, c, "faults", "istio-injection=enabled")
-	apply(t, c, "faults", httpbin("engine", proxies-1, "")+httpbin("envoy", 1, envoyPod)+route("faults.example", "engine.faults.svc.cluster.local")+
+	apply(t, c, "faults", httpbin("engine", 1, "")+httpbin("envoy", 1, envoyPod)+httpbin("idle", proxies-2, "")+route("faults.example", "engine.faults.svc.cluster.local")+
 		`
 apiVersion: extensions.istio.io/v1alpha1
 kind: WasmPlugin
@@ -55,7 +55,7 @@ metadata: {name: step}
 spec:
   url: oci://`+kube.Registry+`/headers:v1
   pluginConfig: {step: "0"}
-`, "engine", "envoy")
+`, "engine", "envoy", "idle")
 	f := &fleet{c: c, urls: []string{"http://" + serviceIP(t, c, "faults", "engine") + "/get", "http://" + serviceIP(t, c, "faults", "envoy") + "/get"}}
 	current(t, c, "faults", "step", proxies)
 	gateway := "http://" + gatewayIP(t, c) + "/get"
@@ -145,18 +145,23 @@ func connected(ctx context.Context, t *testing.T, c *kube.Cluster) (counts []int
 
 // twoReplicas: each has some of the proxies, all are counted.
 func twoReplicas(t *testing.T, f *fleet) {
-	for range 8 { // proxies choose by chance: half a dozen tries miss one time in a hundred million
+	for range 10 { // proxies choose by chance
 		counts := connected(t.Context(), t, f.c)
 		if len(counts) == 2 && min(counts[0], counts[1]) > 0 {
 			t.Logf("the replicas have %v proxies", counts)
 			current(t, f.c, "faults", "step", proxies)
 			return
 		}
-		// A new pod chooses anew. The fleet is under load: it goes only when another is there.
-		f.c.Kubectl(t, "rollout", "restart", "-n", "faults", "deployment/engine")
-		f.c.Kubectl(t, "rollout", "status", "-n", "faults", "deployment/engine", "--timeout=60s")
+		f.restart(t)
 	}
 	t.Errorf("the replicas have %v proxies", connected(t.Context(), t, f.c))
+}
+
+// restart replaces the idle pods.
+func (f *fleet) restart(t *testing.T) {
+	t.Helper()
+	f.c.Kubectl(t, "rollout", "restart", "-n", "faults", "deployment/idle")
+	f.c.Kubectl(t, "rollout", "status", "-n", "faults", "deployment/idle", "--timeout=60s")
 }
 
 // apiServerAway: what runs goes on running.
@@ -195,12 +200,14 @@ func leaderDeleted(t *testing.T, f *fleet) {
 	was := leader(t, f.c)
 	began := time.Now()
 	f.c.Kubectl(t, "delete", "pod", "-n", root, was, "--force", "--grace-period=0")
+	eventually(t, "another leader", func() error {
+		if leader(t, f.c) == was {
+			return fmt.Errorf("%s leads, though it was deleted", was)
+		}
+		return nil
+	})
 	f.change(t)
-	now := leader(t, f.c)
-	if now == was {
-		t.Errorf("%s leads, though it was deleted", now)
-	}
-	t.Logf("%s leads after %s; status is written after %v", now, was, time.Since(began).Round(time.Millisecond))
+	t.Logf("%s leads after %s; status is written after %v", leader(t, f.c), was, time.Since(began).Round(time.Millisecond))
 	f.c.Kubectl(t, "rollout", "status", "-n", root, "deployment/chandler", "--timeout=60s")
 }
 

@@ -117,8 +117,8 @@ func apply(t testing.TB, c *kube.Cluster, namespace, yaml string, deployments ..
 }
 
 // headers is a WasmPlugin of the module header-counter, which adds a header to the
-// answers of the pods with a label app of those.
-func headers(name, header, value string, apps ...string) string {
+// answers of the pods with that label app.
+func headers(name, app, header, value string) string {
 	return fmt.Sprintf(`
 apiVersion: extensions.istio.io/v1alpha1
 kind: WasmPlugin
@@ -128,7 +128,7 @@ spec:
   url: oci://%s/headers:v1
   pluginConfig: {%s: %q}
 ---
-`, name, strings.Join(apps, ""), kube.Registry, header, value)
+`, name, app, kube.Registry, header, value)
 }
 
 // serviceIP is the address of a Service in the cluster.
