@@ -8,6 +8,7 @@
 // A claim is a ratio to a peer that does the same work without Chandler, measured
 // in turn with it, wherever there is such a peer; nothing here asserts a time.
 // The last three need the built binary, Envoy and Debian's docker-registry (build
-// tag e2e). The control plane with many proxies is in bench/control. How to run
-// it all, and what the columns are: README.md.
+// tag e2e). The control plane with many proxies is in bench/control, the engine
+// beside Envoy under load in bench/engine. How to run it all, and what the columns
+// are: README.md.
 package bench

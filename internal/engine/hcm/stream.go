@@ -58,8 +58,9 @@ type stream struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 
-	fields   *http1.Fields // of the request
-	end      bool          // the request has no body
+	routes   *config.Routes // of when the request came; nil if there are none
+	fields   *http1.Fields  // of the request
+	end      bool           // the request has no body
 	upgrade  bool
 	remote   remote
 	filters  []*filter
@@ -93,7 +94,7 @@ type stream struct {
 }
 
 func newStream(ctx context.Context, m *Manager, c *Conn, f *http1.Fields, w writer, protocol string) *stream {
-	s := &stream{m: m, conn: c, fields: f, writer: w, protocol: protocol, start: m.env.Now()}
+	s := &stream{m: m, conn: c, fields: f, writer: w, protocol: protocol, start: m.env.Now(), routes: m.routes()}
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	s.signal.cond = sync.NewCond(&s.signal)
 	s.request.init(s, abi.Request)
@@ -284,7 +285,7 @@ func (s *stream) forward(resp *upstream.Response) {
 		s.signal.cond.Broadcast()
 		s.signal.Unlock()
 	}
-	if b, ok := resp.Body.(interface{ Ready() bool }); !resp.End && ok && !b.Ready() {
+	if b, ok := resp.Body.(interface{ Ready() bool }); !resp.End && !(ok && b.Ready()) {
 		s.response.flush()
 	}
 	if resp.End {
@@ -397,9 +398,4 @@ func cutQuery(path string) (string, string) {
 	}
 	p, q, _ := strings.Cut(path, "?")
 	return p, q
-}
-
-// route is the route of the request as it is now; it is chosen again after headers changed.
-func (s *stream) route() (*config.VirtualHost, *config.Route) {
-	return s.router.choose()
 }
