@@ -50,6 +50,8 @@ func TestApply(t *testing.T) {
 
 	// one apply does, by a client that knows nothing of the kinds before
 	kubectl(manifests(), "apply", "-f", "-")
+	// nobody serves it: other tests' pods would be refused
+	defer kubectl(nil, "delete", "mutatingwebhookconfiguration", "chandler-sidecar-injector")
 	before := versions()
 	if n := strings.Count(before, "\n"); n < 26 {
 		t.Errorf("there are %d objects:\n%s", n, before)
@@ -80,6 +82,8 @@ func TestApply(t *testing.T) {
 		{"patch", "wasmplugins.extensions.istio.io", "default", "no"},
 		{"patch", "mutatingwebhookconfigurations/chandler-sidecar-injector", "", "yes"},
 		{"patch", "mutatingwebhookconfigurations/other", "", "no"},
+		{"create", "configmaps/chandler-ca-root-cert", "default", "yes"},
+		{"create", "configmaps", "default", "no"},
 		{"delete", "pods", "default", "no"},
 		{"create", "clusterrolebindings", "", "no"},
 	} {

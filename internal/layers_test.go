@@ -16,7 +16,7 @@ const root = "github.com/chandler-proxy/chandler/"
 // layers places every family of packages below internal. Imports point down
 // only; a family, such as source with source/dir and source/kube, is one place.
 var layers = map[string]int{
-	"module": 0, "part": 0, "resource": 0,
+	"module": 0, "nearest": 0, "part": 0, "resource": 0,
 
 	"abi": 1, "ecds": 1, "envoypatch": 1, "envoytypes": 1, "mesh": 1, "translate": 1,
 

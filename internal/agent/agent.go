@@ -43,6 +43,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer port.Close()
+	if cfg.Health != nil {
+		defer cfg.Health.Close()
+	}
 	modules, err := OpenModules(cfg)
 	if err != nil {
 		return err
@@ -82,7 +85,10 @@ func Run(ctx context.Context, cfg Config) error {
 	drained := stage(ctx, g, "proxy", proxy.Run)
 	relayed := stage(drained, g, "xds relay", func(ctx context.Context) error { return xds.Run(ctx, socket) })
 	g.Go(part.Run(relayed, "modules", modules.Run))
-	g.Go(part.Run(relayed, "status", func(ctx context.Context) error { return status.run(ctx, port) }))
+	g.Go(part.Run(relayed, "status", func(ctx context.Context) error { return status.run(ctx, port, status.handler()) }))
+	if cfg.Health != nil {
+		g.Go(part.Run(relayed, "health", func(ctx context.Context) error { return status.run(ctx, cfg.Health, status.health()) }))
+	}
 	return g.Wait()
 }
 

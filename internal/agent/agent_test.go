@@ -97,6 +97,7 @@ type anAgent struct {
 	t      *testing.T
 	events chan string
 	status string // address
+	health string // address
 	stop   context.CancelFunc
 	ended  chan error
 }
@@ -118,7 +119,12 @@ func runAgent(t *testing.T, cfg Config) *anAgent {
 			a.events <- e.Msg
 		}
 	}()
-	cfg.Status, cfg.Log = status, slog.New(slog.NewJSONHandler(w, nil))
+	health, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.health = health.Addr().String()
+	cfg.Status, cfg.Health, cfg.Log = status, health, slog.New(slog.NewJSONHandler(w, nil))
 	ctx, stop := context.WithCancel(t.Context())
 	a.stop = stop
 	go func() { a.ended <- Run(ctx, cfg) }()
@@ -156,7 +162,12 @@ func (a *anAgent) wait() error {
 // ask asks the agent's status port.
 func (a *anAgent) ask(method, path string) (int, string) {
 	a.t.Helper()
-	req, err := http.NewRequest(method, "http://"+a.status+path, nil)
+	return a.askAt(a.status, method, path)
+}
+
+func (a *anAgent) askAt(address, method, path string) (int, string) {
+	a.t.Helper()
+	req, err := http.NewRequest(method, "http://"+address+path, nil)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -186,6 +197,9 @@ func TestRun(t *testing.T) {
 	if code, body := a.ask("GET", "/healthz/ready"); code != 503 || !strings.Contains(body, "has not answered") {
 		t.Errorf("ready: %d %s; want 503, for there is no control plane", code, body)
 	}
+	if code, body := a.askAt(a.health, "GET", "/healthz/ready"); code != 503 || !strings.Contains(body, "has not answered") {
+		t.Errorf("ready at the port for health: %d %s; want 503", code, body)
+	}
 	_, metrics := a.ask("GET", "/metrics")
 	parses(t, metrics)
 	for _, want := range []string{
@@ -204,6 +218,9 @@ func TestRun(t *testing.T) {
 	second := runAgent(t, start.config())
 	if err := second.wait(); !errors.Is(err, ErrInUse) {
 		t.Errorf("second Run on the same directory = %v, want %v", err, ErrInUse)
+	}
+	if code, _ := a.askAt(a.health, "POST", "/quitquitquit"); code != 404 {
+		t.Errorf("quitquitquit at the port for health: %d", code)
 	}
 	if code, _ := a.ask("POST", "/quitquitquit"); code != 200 {
 		t.Errorf("quitquitquit: %d", code)

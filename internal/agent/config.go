@@ -31,6 +31,7 @@ type Config struct {
 	Log      *slog.Logger
 
 	Status  net.Listener         // metrics and health; closed by Run; default is at 127.0.0.1:15020
+	Health  net.Listener         // health alone, for load balancers; closed by Run; default none
 	Metrics *prometheus.Registry // default a new one; the agent adds its own
 	Probes  probe.Set            // of the workload, answered at Status in its place
 

@@ -1,11 +1,7 @@
 package agent
 
 import (
-	"github.com/google/go-containerregistry/pkg/authn"
-
-	"github.com/chandler-proxy/chandler/internal/fetch"
-	"github.com/chandler-proxy/chandler/internal/fetch/httpget"
-	"github.com/chandler-proxy/chandler/internal/fetch/oci"
+	"github.com/chandler-proxy/chandler/internal/fetch/all"
 	"github.com/chandler-proxy/chandler/internal/modcache"
 	"github.com/chandler-proxy/chandler/internal/store"
 )
@@ -18,27 +14,16 @@ func OpenModules(cfg Config) (*modcache.Cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	insecure := fetch.Hosts(cfg.InsecureRegistries)
-	transport := fetch.NewTransport(fetch.TransportConfig{Blocked: cfg.BlockedCIDRs, Insecure: insecure})
-	registries := oci.New(oci.Config{
-		Transport: transport,
-		Insecure:  insecure,
-		Keychain:  authn.DefaultKeychain,
+	fetcher, _ := all.New(all.Config{
+		Insecure:  cfg.InsecureRegistries,
+		Blocked:   cfg.BlockedCIDRs,
 		MaxModule: cfg.MaxModule,
+		Tries:     cfg.FetchTries,
+		Timeout:   cfg.FetchTimeout,
 	})
-	servers := httpget.New(httpget.Config{Transport: transport, MaxModule: cfg.MaxModule})
 	return modcache.New(modcache.Config{
-		Store: files,
-		Fetcher: fetch.Retry{
-			Fetcher: fetch.Schemes{
-				"oci":   registries,
-				"http":  servers,
-				"https": servers,
-				"file":  fetch.Local{MaxModule: cfg.MaxModule},
-			},
-			Tries: cfg.FetchTries,
-			Try:   cfg.FetchTimeout,
-		},
+		Store:   files,
+		Fetcher: fetcher,
 		Metrics: cfg.Metrics,
 		Log:     cfg.Log,
 		Expiry:  cfg.ModuleExpiry,

@@ -71,6 +71,14 @@ func (s *status) handler() http.Handler {
 	return mux
 }
 
+// health is what strangers may ask, as at port 15021 of Istio's gateways: a load
+// balancer that checks gateways passes that port on to the whole world.
+func (s *status) health() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz/ready", s.serveReady)
+	return mux
+}
+
 // probes answers those of the workload. Where traffic is redirected, they come
 // from the address that redirection lets pass to it.
 func probes(cfg Config) http.Handler {
@@ -88,10 +96,10 @@ func probes(cfg Config) http.Handler {
 	return probe.Handler(p)
 }
 
-// run serves on l until ctx ends. It closes l.
-func (s *status) run(ctx context.Context, l net.Listener) error {
+// run serves h on l until ctx ends. It closes l.
+func (s *status) run(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{
-		Handler:           s.handler(),
+		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}

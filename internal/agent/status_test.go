@@ -68,6 +68,29 @@ func TestServeReady(t *testing.T) {
 	}
 }
 
+// TestHealthAlone: what a load balancer may show to the world tells whether the proxy
+// is ready, and nothing else.
+func TestHealthAlone(t *testing.T) {
+	cfg := Config{Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)}
+	quit := func() { t.Error("quits") }
+	h := newStatus(cfg, &aProxy{}, func() bool { return true }, quit).health()
+	for _, tt := range []struct {
+		method, path string
+		code         int
+	}{
+		{"GET", "/healthz/ready", 200},
+		{"GET", "/metrics", 404},
+		{"GET", "/stats/prometheus", 404},
+		{"GET", "/app-health/app/livez", 404},
+		{"GET", "/app-lifecycle/app/prestopz", 404},
+		{"POST", "/quitquitquit", 404},
+	} {
+		if w := ask(h, tt.method, tt.path, "127.0.0.1:99"); w.Code != tt.code {
+			t.Errorf("%s %s: %d, want %d", tt.method, tt.path, w.Code, tt.code)
+		}
+	}
+}
+
 func TestServeQuit(t *testing.T) {
 	for _, tt := range []struct {
 		method, from string

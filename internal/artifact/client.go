@@ -9,60 +9,34 @@ import (
 	"hash"
 	"io"
 	"net/http"
-	"net/netip"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/chandler-proxy/chandler/internal/fetch"
-	"github.com/chandler-proxy/chandler/internal/fetch/httpget"
+	"github.com/chandler-proxy/chandler/internal/fetch/all"
 	"github.com/chandler-proxy/chandler/internal/fetch/oci"
 	"github.com/chandler-proxy/chandler/internal/module"
 )
 
-// Config says how to reach registries and servers.
-type Config struct {
-	Insecure  fetch.Hosts    // may be asked in plain text, or with a certificate nobody knows
-	Blocked   []netip.Prefix // never dialled, besides link-local and cloud metadata addresses
-	Keychain  authn.Keychain // default authn.DefaultKeychain: docker's and podman's files
-	MaxModule int64          // bytes; default fetch.DefaultMaxModule
-	Tries     int            // of whatever may succeed later; default 5
-	Timeout   time.Duration  // of one try; default 5m
-}
+// Config says how to reach registries and servers. Its Timeout, of one try, is 5m by
+// default.
+type Config = all.Config
 
 // A Client pushes, pulls and inspects. It is safe for concurrent use.
 type Client struct {
 	registries *oci.Fetcher
 	retry      fetch.Retry
-	max        int64
 }
 
 // NewClient makes a Client.
 func NewClient(cfg Config) *Client {
-	if cfg.Keychain == nil {
-		cfg.Keychain = authn.DefaultKeychain
-	}
-	way := fetch.NewTransport(fetch.TransportConfig{Blocked: cfg.Blocked, Insecure: cfg.Insecure})
-	registries := oci.New(oci.Config{Transport: way, Insecure: cfg.Insecure, Keychain: cfg.Keychain, MaxModule: cfg.MaxModule})
-	servers := httpget.New(httpget.Config{Transport: way, MaxModule: cfg.MaxModule})
-	return &Client{
-		registries: registries,
-		retry: fetch.Retry{
-			Fetcher: fetch.Schemes{
-				module.OCI:   registries,
-				module.HTTP:  servers,
-				module.HTTPS: servers,
-				module.File:  fetch.Local{MaxModule: cfg.MaxModule},
-			},
-			Tries: cfg.Tries,
-			Try:   cmp.Or(cfg.Timeout, 5*time.Minute),
-		},
-		max: cmp.Or(cfg.MaxModule, fetch.DefaultMaxModule),
-	}
+	cfg.Timeout = cmp.Or(cfg.Timeout, 5*time.Minute)
+	retry, registries := all.New(cfg)
+	return &Client{registries: registries, retry: retry}
 }
 
 // Progress is told of a push: how many bytes of how many are there. A try that

@@ -15,6 +15,9 @@ func ReadFile(path string, max int64) ([]byte, error) {
 		return nil, fmt.Errorf("read module: %w", err)
 	}
 	defer f.Close()
+	if err := notFolder(path, f); err != nil {
+		return nil, fmt.Errorf("read module: %w", err)
+	}
 	wasm, err := io.ReadAll(io.LimitReader(f, max+1))
 	if err != nil {
 		return nil, fmt.Errorf("read module: %w", err)
@@ -25,9 +28,21 @@ func ReadFile(path string, max int64) ([]byte, error) {
 	return wasm, nil
 }
 
+// notFolder refuses a folder, which is what a user names who means the plugin in it.
+func notFolder(path string, f *os.File) error {
+	info, err := f.Stat()
+	if err == nil && info.IsDir() {
+		err = fmt.Errorf("%s is a folder, want the module in it, such as %s", path, filepath.Join(path, "build", "plugin.wasm"))
+	}
+	return err
+}
+
 // WriteFile makes a file of what r yields, or replaces it: at path there is at all
 // times all of the old or all of the new. The folder is made if need be.
 func WriteFile(path string, r io.Reader) error {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return fmt.Errorf("write module: %s is a folder, want a file", path)
+	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("write module: %w", err)

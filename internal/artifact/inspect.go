@@ -102,6 +102,9 @@ func InspectFile(path string) (Report, error) {
 		return Report{}, fmt.Errorf("inspect module: %w", err)
 	}
 	defer f.Close()
+	if err := notFolder(path, f); err != nil {
+		return Report{}, fmt.Errorf("inspect module: %w", err)
+	}
 	box, err := fetch.Unbox(f, "", fetch.DefaultMaxModule)
 	if err != nil {
 		return Report{}, fmt.Errorf("inspect %s: %w", path, err)

@@ -15,6 +15,7 @@ func (c *command) agent() *cobra.Command {
 	var (
 		proxy    proxyFlags
 		upstream string
+		health   string
 		id       identity.Client
 	)
 	cmd := &cobra.Command{
@@ -47,6 +48,11 @@ agent's socket, xds.sock in --data, as its ADS cluster.`,
 			if cfg.Status, err = net.Listen("tcp", proxy.status); err != nil {
 				return fmt.Errorf("--status: %w", err)
 			}
+			if health != "" {
+				if cfg.Health, err = net.Listen("tcp", health); err != nil {
+					return errors.Join(fmt.Errorf("--health: %w", err), cfg.Status.Close())
+				}
+			}
 			return agent.Run(cmd.Context(), cfg)
 		},
 	}
@@ -58,6 +64,7 @@ agent's socket, xds.sock in --data, as its ADS cluster.`,
 	flags.StringVar(&id.KeyFile, "key", "", "`FILE` of its key")
 	flags.StringVar(&id.ServerName, "control-name", "", "`NAME` in the control plane's certificate (default: the host of --control)")
 	flags.StringVar(&proxy.podInfo, "pod-info", "", "`DIR` of a downwardAPI volume: its file labels has the workload's labels")
+	flags.StringVar(&health, "health", "", "`ADDRESS` for health alone, at /healthz/ready, which load balancers may show to everybody (default: none)")
 	proxy.add(flags, "envoy", "/var/lib/chandler", "")
 	return cmd
 }

@@ -89,10 +89,8 @@ type wouldRun struct {
 
 // read takes the resources as a control plane would at its start.
 func (k *checking) read(ctx context.Context, files []string, opts mesh.Options) error {
-	for _, f := range files {
-		if _, err := os.Stat(f); err != nil {
-			return fmt.Errorf("read resources: %w", err)
-		}
+	if err := areThere(files); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -114,6 +112,17 @@ func (k *checking) read(ctx context.Context, files []string, opts mesh.Options) 
 		k.proxies = append(k.proxies, wouldRun{p, built.Extensions})
 	}
 	k.problems = snap.Locate(k.problems)
+	return nil
+}
+
+// areThere refuses paths of resources that are not there: a source waits for them, a
+// user has mistyped them.
+func areThere(paths []string) error {
+	for _, path := range paths {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("read resources: %w", err)
+		}
+	}
 	return nil
 }
 

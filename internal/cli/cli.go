@@ -14,10 +14,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/chandler-proxy/chandler/internal/nearest"
 )
 
 // An Env is what the command has of the outside.
@@ -72,7 +75,7 @@ A flag that is not given is taken from the environment: --data from CHANDLER_DAT
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return misuse{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+		return misuse{fmt.Errorf("%w; %s", err, wayOut(cmd, err))}
 	})
 	root.PersistentFlags().StringVar(&c.logLevel, "log-level", "info", "least severe `LEVEL` to log: debug, info, warn or error")
 	root.PersistentFlags().StringVar(&c.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
@@ -113,6 +116,22 @@ func noArgs(cmd *cobra.Command, args []string) error {
 		err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(near, " or "))
 	}
 	return misuse{err}
+}
+
+// wayOut says which flag an unknown one may have been meant to be, or where to look.
+func wayOut(cmd *cobra.Command, err error) string {
+	if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		given := unknown.GetSpecifiedName()
+		if i := slices.IndexFunc(names, func(name string) bool { return len(given) > 2 && strings.HasPrefix(name, given) }); i >= 0 {
+			return "did you mean --" + names[i] + "?"
+		}
+		if near := nearest.Name(given, names); near != "" {
+			return "did you mean --" + near + "?"
+		}
+	}
+	return "see " + cmd.CommandPath() + " --help"
 }
 
 // flagsFromEnv sets the flags that were not given from CHANDLER_ variables.

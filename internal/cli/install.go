@@ -37,7 +37,7 @@ With the defaults it is what the kustomize base deploy/base has.`,
 	flags.StringVar(&opts.ProxyImage, "proxy-image", opts.ProxyImage, "`IMAGE` of gateways and sidecars (default: that of the control plane; chandler-proxy for envoy)")
 	flags.StringToStringVar(&opts.ProxyEnv, "proxy-env", nil, "`NAME=VALUE,...` in the environment of the agents of gateways and sidecars, such as WASM_INSECURE_REGISTRIES")
 	flags.Int32Var(&opts.Replicas, "replicas", opts.Replicas, "`NUMBER` of replicas of the control plane")
-	flags.StringVar(&opts.Revision, "revision", opts.Revision, "inject for the label istio.io/rev=`REVISION` only, beside another installation")
+	flags.StringVar(&opts.Revision, "revision", opts.Revision, "inject for the label istio.io/rev=`REVISION` only, beside an Istio that injects for other labels")
 	flags.BoolVar(&opts.CRDs, "crds", opts.CRDs, "define Istio's and the Gateway API's kinds")
 	flags.BoolVar(&opts.GatewayAPI, "gateway-api", opts.GatewayAPI, "define the Gateway API's kinds, and allow to deploy a proxy for each of its Gateways")
 	flags.BoolVar(&opts.IngressGateway, "ingress-gateway", opts.IngressGateway, "deploy istio-ingressgateway, for Istio Gateways")

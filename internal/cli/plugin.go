@@ -5,16 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/term"
 
 	"github.com/chandler-proxy/chandler/internal/agent"
 	"github.com/chandler-proxy/chandler/internal/artifact"
 	"github.com/chandler-proxy/chandler/internal/fetch"
+	"github.com/chandler-proxy/chandler/internal/fetch/all"
 	"github.com/chandler-proxy/chandler/internal/module"
 )
 
@@ -42,6 +46,7 @@ type registryFlags struct {
 	insecure []string
 	username string
 	stdin    bool
+	authFile string
 	timeout  time.Duration
 }
 
@@ -49,6 +54,7 @@ func (f *registryFlags) add(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&f.insecure, "insecure-registries", nil, "`HOST,...` to ask in plain text or with any certificate, * for all (default: $WASM_INSECURE_REGISTRIES)")
 	flags.StringVar(&f.username, "username", "", "`NAME` at the registry (default: as docker or podman login left it)")
 	flags.BoolVar(&f.stdin, "password-stdin", false, "read the password of --username from standard input")
+	flags.StringVar(&f.authFile, "authfile", "", "`FILE` with credentials, as podman login writes it (default: $REGISTRY_AUTH_FILE, then docker's and podman's files)")
 	flags.DurationVar(&f.timeout, "timeout", 5*time.Minute, "how long one try may take, a `DURATION`")
 }
 
@@ -62,15 +68,24 @@ func (f *registryFlags) client(c *command) (*artifact.Client, error) {
 	cfg := artifact.Config{
 		Insecure:  fetch.Hosts(env.InsecureRegistries),
 		Blocked:   env.BlockedCIDRs,
+		Keychain:  all.Keychain(f.authFile, c.env.Lookup),
 		MaxModule: env.MaxModule,
 		Tries:     env.FetchTries,
 		Timeout:   f.timeout,
 	}
+	if terminal(c.env.Stderr) {
+		cfg.Waiting = func(err error, wait time.Duration) {
+			fmt.Fprintf(c.env.Stderr, "\r\x1b[K%v; trying again in %v\n", err, wait.Round(100*time.Millisecond))
+		}
+	}
 	if len(f.insecure) > 0 {
 		cfg.Insecure = f.insecure
 	}
-	if f.stdin != (f.username != "") {
+	switch {
+	case f.stdin != (f.username != ""):
 		return nil, misuse{errors.New("--username and --password-stdin go together")}
+	case f.stdin && f.authFile != "":
+		return nil, misuse{errors.New("--authfile does not go together with --username")}
 	}
 	if f.stdin {
 		password, err := readPassword(c.env.Stdin)
@@ -103,12 +118,33 @@ type login struct{ authn.Authenticator }
 
 func (l login) Resolve(authn.Resource) (authn.Authenticator, error) { return l.Authenticator, nil }
 
-// denied adds to an error what users can do who were not let in.
-func denied(err error) error {
-	if e, ok := errors.AsType[*fetch.Error](err); ok && e.Kind == fetch.Denied {
-		return fmt.Errorf("%w; to give credentials, use docker login, podman login or --username", err)
+// explain adds to an error about a reference what its user can do.
+func (f *registryFlags) explain(ref module.Ref, err error) error {
+	e, ok := errors.AsType[*fetch.Error](err)
+	switch {
+	case !ok:
+		return err
+	case e.Kind == fetch.Denied && f.username != "":
+		return fmt.Errorf("%w; %s and that password do not open it", err, f.username)
+	case e.Kind == fetch.Denied:
+		return fmt.Errorf("%w; to give credentials, use docker login, podman login, --authfile or --username", err)
+	case ref.Scheme() == module.OCI && dockerHub(ref):
+		return fmt.Errorf("%w; %s names no registry, so Docker Hub was asked: want REGISTRY/REPOSITORY:TAG", err, ref)
 	}
 	return err
+}
+
+// dockerHub says whether a reference leads to Docker Hub because it names no registry.
+func dockerHub(ref module.Ref) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(ref.String(), "oci://"), "/")
+	image, err := name.ParseReference(ref.Target())
+	return err == nil && image.Context().RegistryStr() == name.DefaultRegistry && !strings.Contains(first, "docker.")
+}
+
+// terminal says whether somebody watches what is written to w.
+func terminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // parseRef reads an argument that must be a reference.

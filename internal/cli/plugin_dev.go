@@ -1,15 +1,16 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
 	"github.com/chandler-proxy/chandler/internal/artifact/toolchain"
 	"github.com/chandler-proxy/chandler/internal/dev"
@@ -60,8 +61,11 @@ what the plugin did to it call by call, and what the plugin logs. Ctrl-C ends it
 			}
 			cfg.Out, cfg.Color = c.env.Stdout, c.colors()
 			err = dev.Run(cmd.Context(), cfg)
-			if errors.Is(err, dev.ErrUpstream) {
+			switch {
+			case errors.Is(err, dev.ErrUpstream):
 				return misuse{err}
+			case errors.Is(err, syscall.EADDRINUSE):
+				return fmt.Errorf("%w; choose others with --listen and --admin", err)
 			}
 			return err
 		},
@@ -107,6 +111,10 @@ func (f *devFlags) configure(cfg *dev.Config) error {
 			cfg.ConfigFile = path
 		}
 	case strings.ContainsAny(text[:1], `{["`):
+		var any json.RawMessage
+		if err := json.Unmarshal([]byte(text), &any); err != nil {
+			return misuse{fmt.Errorf("--config: not JSON: %w", err)}
+		}
 		cfg.Configuration = f.config
 	default:
 		if _, err := os.Stat(f.config); err != nil {
@@ -127,6 +135,5 @@ func (c *command) colors() bool {
 	if kind, _ := c.env.Lookup("TERM"); kind == "dumb" {
 		return false
 	}
-	out, ok := c.env.Stdout.(*os.File)
-	return ok && term.IsTerminal(int(out.Fd()))
+	return terminal(c.env.Stdout)
 }

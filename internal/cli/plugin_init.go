@@ -29,7 +29,11 @@ with a test, a Dockerfile, a WasmPlugin and a README, into a new folder NAME.`,
 			}
 			name := args[0]
 			to := filepath.Join(dir, name)
-			if err := template.Write(to, language, name); err != nil {
+			err = template.Write(to, language, name)
+			if errors.Is(err, template.ErrName) {
+				return misuse{err}
+			}
+			if err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(c.env.Stdout, "%s: see README.md there; chandler plugin build %s builds it\n", to, to)

@@ -30,9 +30,9 @@ size, ABI version, language, imports and exports, and why Envoy would not load i
 would not. What is no file and does not end in .wasm is a reference.`,
 		Args: argsBetween(1, 1, "a REF or a FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			report, err := inspectArgument(cmd.Context(), args[0], func() (*artifact.Client, error) { return registry.client(c) })
+			report, err := registry.inspect(cmd.Context(), c, args[0])
 			if err != nil {
-				return denied(err)
+				return err
 			}
 			if asJSON {
 				e := json.NewEncoder(c.env.Stdout)
@@ -47,7 +47,8 @@ would not. What is no file and does not end in .wasm is a reference.`,
 	return cmd
 }
 
-func inspectArgument(ctx context.Context, arg string, client func() (*artifact.Client, error)) (artifact.Report, error) {
+// inspect reads the file or the reference that an argument is.
+func (f *registryFlags) inspect(ctx context.Context, c *command, arg string) (artifact.Report, error) {
 	if isFile(arg) {
 		return artifact.InspectFile(arg)
 	}
@@ -55,11 +56,15 @@ func inspectArgument(ctx context.Context, arg string, client func() (*artifact.C
 	if err != nil {
 		return artifact.Report{}, err
 	}
-	cl, err := client()
+	client, err := f.client(c)
 	if err != nil {
 		return artifact.Report{}, err
 	}
-	return cl.Inspect(ctx, ref)
+	report, err := client.Inspect(ctx, ref)
+	if err = f.explain(ref, err); err != nil && !strings.Contains(arg, "/") {
+		err = fmt.Errorf("%w; nor is there a file %s", err, arg)
+	}
+	return report, err
 }
 
 // isFile tells a file from a reference: it is there, or it can only be meant as one.

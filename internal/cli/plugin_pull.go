@@ -33,7 +33,7 @@ digest that a WasmPlugin's sha256 takes: of the image, or of a web server's modu
 			}
 			pulled, err := client.Pull(cmd.Context(), ref, output)
 			if err != nil {
-				return denied(err)
+				return registry.explain(ref, err)
 			}
 			_, err = fmt.Fprintln(c.env.Stdout, pulled.Digest)
 			return err

@@ -3,15 +3,16 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/chandler-proxy/chandler/internal/artifact"
 	"github.com/chandler-proxy/chandler/internal/fetch"
@@ -81,11 +82,11 @@ func (c *command) push(ctx context.Context, ref module.Ref, file string, f pushF
 	err = client.Push(ctx, ref, image, progress)
 	done()
 	if err != nil {
-		return denied(err)
+		return f.registry.explain(ref, err)
 	}
 	for _, d := range documents {
 		if err := client.Attach(ctx, ref, image, d); err != nil {
-			return denied(err)
+			return f.registry.explain(ref, err)
 		}
 	}
 	digest, err := image.Digest()
@@ -103,6 +104,9 @@ func (c *command) image(file string, f pushFlags) (v1.Image, error) {
 		return nil, misuse{err}
 	}
 	wasm, err := artifact.ReadFile(file, fetch.DefaultMaxModule)
+	if errors.Is(err, fs.ErrNotExist) && file == defaultModule {
+		return nil, fmt.Errorf("%w; build it (chandler plugin build), or name the FILE", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -160,8 +164,7 @@ func attachments(list []string) ([]artifact.Attachment, error) {
 
 // bar shows progress on a terminal, on one line that done ends; elsewhere nothing.
 func bar(w io.Writer) (progress artifact.Progress, done func()) {
-	f, ok := w.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
+	if !terminal(w) {
 		return nil, func() {}
 	}
 	last := int64(-1)
@@ -169,12 +172,12 @@ func bar(w io.Writer) (progress artifact.Progress, done func()) {
 		percent := 100 * sent / cmp.Or(total, 1)
 		if percent != last {
 			last = percent
-			fmt.Fprintf(f, "\rpushing %3d%% of %.1f MB ", percent, float64(total)/1e6)
+			fmt.Fprintf(w, "\rpushing %3d%% of %.1f MB ", percent, float64(total)/1e6)
 		}
 	}
 	return progress, func() {
 		if last >= 0 {
-			fmt.Fprint(f, "\r\x1b[K")
+			fmt.Fprint(w, "\r\x1b[K")
 		}
 	}
 }

@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
 	"github.com/chandler-proxy/chandler/internal/spec"
 	"github.com/chandler-proxy/chandler/internal/spec/document"
@@ -187,8 +186,8 @@ func (c *command) reports(suites []*spec.Suite, cfg spec.Config, f testFlags) (t
 		Close() error
 	}
 	var all []reporter
-	if out, ok := c.env.Stderr.(*os.File); ok && !f.verbose && !f.json && term.IsTerminal(int(out.Fd())) {
-		all = append(all, &report.Progress{W: out, Total: total(suites, cfg)})
+	if !f.verbose && !f.json && terminal(c.env.Stderr) {
+		all = append(all, &report.Progress{W: c.env.Stderr, Total: total(suites, cfg)})
 	}
 	if f.json {
 		all = append(all, &report.JSON{W: c.env.Stdout})

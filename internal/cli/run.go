@@ -33,12 +33,15 @@ registry and services that the examples use. Change the resource files while it
 runs: a change takes effect at once. Without -f it runs examples/bookinfo.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var err error
+			err := areThere(files)
+			if err != nil {
+				return err
+			}
 			proxy.data = cmp.Or(proxy.data, userDir("run"))
 			if cfg.Agent, err = proxy.config(c); err != nil {
 				return err
 			}
-			cfg.Ready = hints(proxy.status)
+			cfg.Ready = hints(proxy.status, cfg.Control.Monitoring)
 			if len(files) == 0 {
 				path, err := example(defaultExample, proxy.data)
 				if err != nil {
@@ -100,11 +103,13 @@ Change a file there, or remove wasmplugin.yaml, and try again.
 }
 
 // hints are what to look at in any case.
-func hints(status string) string {
-	return strings.ReplaceAll(`
-  curl -s STATUS/metrics | grep istio_agent_wasm    how modules are delivered
-  curl -s localhost:15014/debug/syncz                        what proxies have taken and refused
+func hints(status, monitoring string) string {
+	local := strings.NewReplacer("127.0.0.1", "localhost")
+	return fmt.Sprintf(`
+  chandler status --monitoring %-28s what became of each extension
+  curl -s %-49s how modules are delivered
+  curl -s %-49s what proxies have taken and refused
 
 Ctrl-C ends it.
-`, "STATUS", strings.Replace(status, "127.0.0.1", "localhost", 1))
+`, local.Replace(monitoring), local.Replace(status)+"/metrics | grep istio_agent_wasm", local.Replace(monitoring)+"/debug/syncz")
 }

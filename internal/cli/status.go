@@ -37,9 +37,12 @@ istio-system.basic-auth.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			extensions, err := askExtensions(cmd.Context(), "http://"+monitoring+"/debug/extensionz")
+			extensions, missing, err := askExtensions(cmd.Context(), "http://"+monitoring+"/debug/extensionz")
 			if err != nil {
 				return err
+			}
+			for _, address := range missing {
+				fmt.Fprintf(c.env.Stderr, "replica %s of the control plane does not answer: its proxies are not counted\n", address)
 			}
 			if len(args) == 1 {
 				extensions = slices.DeleteFunc(extensions, func(e control.Extension) bool {
@@ -56,26 +59,26 @@ istio-system.basic-auth.`,
 	return cmd
 }
 
-func askExtensions(ctx context.Context, url string) ([]control.Extension, error) {
+// askExtensions also returns the addresses of replicas that were not heard.
+func askExtensions(ctx context.Context, url string) (extensions []control.Extension, missing []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return nil, fmt.Errorf("ask control plane: %w", err)
+		return nil, nil, fmt.Errorf("ask control plane: %w", err)
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask control plane: %w", err)
+		return nil, nil, fmt.Errorf("ask control plane: %w; --monitoring says where it is", err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask control plane: %s answers %s", url, res.Status)
+		return nil, nil, fmt.Errorf("ask control plane: %s answers %s", url, res.Status)
 	}
-	var extensions []control.Extension
 	if err := json.NewDecoder(io.LimitReader(res.Body, maxStatus)).Decode(&extensions); err != nil {
-		return nil, fmt.Errorf("ask control plane: read %s: %w", url, err)
+		return nil, nil, fmt.Errorf("ask control plane: read %s: %w", url, err)
 	}
-	return extensions, nil
+	return extensions, res.Header.Values(control.MissingHeader), nil
 }
 
 // printExtensions prints a line an extension, and below it one for each refusal.

@@ -92,6 +92,7 @@ type Plane struct {
 	peers      *peers         // nil: none
 	news       news           // of resources and of what proxies do
 	changed    chan struct{}  // the same, for whoever leads; holds one
+	settled    time.Time      // proxies that were there before the start have come back
 	grpc       net.Listener
 	secure     net.Listener // nil: none
 	http       net.Listener
@@ -105,7 +106,7 @@ func Listen(ctx context.Context, cfg Config) (*Plane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	p := &Plane{source: cfg.Source, log: cfg.Log, changed: make(chan struct{}, 1)}
+	p := &Plane{source: cfg.Source, log: cfg.Log, changed: make(chan struct{}, 1), settled: time.Now().Add(settle)}
 	if p.grpc, err = listen(ctx, cfg.XDS, cfg.Remote); err != nil {
 		return nil, fmt.Errorf("xds: %w", err)
 	}

@@ -107,9 +107,12 @@ func (n *news) tell() {
 // What client status discovery has no field for, as a Struct in the place of a
 // configuration.
 const (
-	newestField = "newest" // version that proxies are to run
-	moduleField = "module" // digest of the one that runs
-	codeField   = "code"   // of a refusal
+	newestField    = "newest"    // version that the proxy is to run
+	moduleField    = "module"    // digest of the one that runs
+	codeField      = "code"      // of a refusal
+	connectedField = "connected" // when the proxy did so
+	runningField   = "running"   // version that runs
+	sinceField     = "since"     // when it came to its state
 )
 
 var clientStates = map[xds.State]adminv3.ClientResourceStatus{
@@ -124,7 +127,7 @@ func encodeDeliveries(to map[string]delivered) (*statusv3.ClientStatusResponse, 
 	for _, name := range slices.Sorted(maps.Keys(to)) {
 		d := to[name]
 		for _, m := range d.proxies {
-			config, err := encodeHeld(name, d.version, m.held)
+			config, err := encodeMember(name, m)
 			if err != nil {
 				return nil, err
 			}
@@ -143,11 +146,15 @@ func encodeDeliveries(to map[string]delivered) (*statusv3.ClientStatusResponse, 
 	return response, nil
 }
 
-func encodeHeld(name, newest string, h xds.Held) (*statusv3.ClientConfig_GenericXdsConfig, error) {
+func encodeMember(name string, m member) (*statusv3.ClientConfig_GenericXdsConfig, error) {
+	h := m.held
 	more, err := anypb.New(&structpb.Struct{Fields: map[string]*structpb.Value{
-		newestField: structpb.NewStringValue(newest),
-		moduleField: structpb.NewStringValue(h.Module),
-		codeField:   structpb.NewNumberValue(float64(h.Code)),
+		newestField:    structpb.NewStringValue(m.want),
+		moduleField:    structpb.NewStringValue(h.Module),
+		codeField:      structpb.NewNumberValue(float64(h.Code)),
+		connectedField: structpb.NewStringValue(m.connected.UTC().Format(time.RFC3339Nano)),
+		runningField:   structpb.NewStringValue(h.Running),
+		sinceField:     structpb.NewStringValue(h.Since.UTC().Format(time.RFC3339Nano)),
 	}})
 	if err != nil {
 		return nil, err
@@ -178,6 +185,8 @@ func decodeDeliveries(r *statusv3.ClientStatusResponse) (map[string]delivered, e
 				Name:    config.GetName(),
 				State:   xds.Pending,
 				Version: config.GetVersionInfo(),
+				Running: fields[runningField].GetStringValue(),
+				Since:   timeIn(fields[sinceField]),
 				Reason:  config.GetErrorState().GetDetails(),
 				Code:    codes.Code(fields[codeField].GetNumberValue()),
 				Module:  fields[moduleField].GetStringValue(),
@@ -187,13 +196,23 @@ func decodeDeliveries(r *statusv3.ClientStatusResponse) (map[string]delivered, e
 					held.State = state
 				}
 			}
+			m := member{c.GetNode().GetId(), timeIn(fields[connectedField]), fields[newestField].GetStringValue(), held}
 			d := to[held.Name]
-			d.version = fields[newestField].GetStringValue()
-			d.proxies = append(d.proxies, member{c.GetNode().GetId(), held})
+			if !slices.Contains(d.versions, m.want) {
+				d.versions = append(d.versions, m.want)
+			}
+			d.proxies = append(d.proxies, m)
 			to[held.Name] = d
 		}
 	}
 	return to, nil
+}
+
+// timeIn is a time as encodeMember writes it; zero if a replica of another version
+// does not tell it.
+func timeIn(v *structpb.Value) time.Time {
+	t, _ := time.Parse(time.RFC3339Nano, v.GetStringValue())
+	return t
 }
 
 // leastPause keeps peers from asking more often than is of use.

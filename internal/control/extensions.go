@@ -2,6 +2,8 @@ package control
 
 import (
 	"cmp"
+	"context"
+	"net/http"
 	"slices"
 
 	"github.com/chandler-proxy/chandler/internal/mesh"
@@ -22,14 +24,33 @@ type Extension struct {
 	Priority  int32  `json:"priority,omitempty"`
 }
 
-// Extensions is what has become of each extension: those of the resources, in
-// their order, then what else proxies want. Safe for concurrent use.
-func (p *Plane) Extensions() []Extension {
+// MissingHeader of the page with extensions has the address of each replica that did
+// not answer, and whose proxies are not among those that are counted.
+const MissingHeader = "Chandler-Missing-Replica"
+
+// Extensions is what has become of each extension at the proxies of all replicas:
+// those of the resources, in their order, then what else proxies want. missing are
+// the addresses of replicas that do not answer. Safe for concurrent use.
+func (p *Plane) Extensions(ctx context.Context) (all []Extension, missing []string) {
+	proxies := p.xds.Proxies()
+	if p.peers != nil {
+		var theirs []xds.Proxy
+		theirs, missing = p.peers.fetch(ctx)
+		proxies = newest(append(proxies, theirs...))
+	}
 	var world []*mesh.Extension
 	if gen := p.publisher.generation(); gen != nil {
 		world = gen.world.AllExtensions()
 	}
-	return extensions(world, xds.Extensions(p.xds.Proxies()))
+	return extensions(world, xds.Extensions(proxies)), missing
+}
+
+// newest is proxies without those that have a newer connection, sorted by id.
+func newest(proxies []xds.Proxy) []xds.Proxy {
+	slices.SortStableFunc(proxies, func(a, b xds.Proxy) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), b.Connected.Compare(a.Connected))
+	})
+	return slices.CompactFunc(proxies, func(a, b xds.Proxy) bool { return a.ID == b.ID })
 }
 
 // extensions joins what is written with what became of it.
@@ -57,4 +78,13 @@ func extensions(written []*mesh.Extension, became []xds.Extension) []Extension {
 		}
 	}
 	return out
+}
+
+// extensionPage is Extensions as JSON.
+func (p *Plane) extensionPage(w http.ResponseWriter, r *http.Request) {
+	all, missing := p.Extensions(r.Context())
+	for _, address := range missing {
+		w.Header().Add(MissingHeader, address)
+	}
+	writeJSON(w, all)
 }

@@ -2,7 +2,9 @@ package control
 
 import (
 	"errors"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/chandler-proxy/chandler/internal/fetch"
 	"github.com/chandler-proxy/chandler/internal/mesh"
@@ -13,14 +15,16 @@ import (
 
 // A delivered extension is what proxies are to run, and what they do with it.
 type delivered struct {
-	version string // the newest
-	proxies []member
+	versions []string // the newest; several if EnvoyFilters change it for some classes
+	proxies  []member
 }
 
 // A member is one proxy that is to run an extension.
 type member struct {
-	id   string
-	held xds.Held
+	id        string
+	connected time.Time
+	want      string // the version that it is to run
+	held      xds.Held
 }
 
 // facts is what is known of every resource: what is wrong with it, and of
@@ -81,9 +85,11 @@ func deliveries(classes []xds.Class, proxies []xds.Proxy) map[string]delivered {
 	for _, c := range classes {
 		for _, r := range c.Snapshot.Resources(xds.ExtensionType) {
 			d := to[r.Name]
-			d.version = r.Version
+			if !slices.Contains(d.versions, r.Version) {
+				d.versions = append(d.versions, r.Version)
+			}
 			for _, p := range members[c.Key] {
-				d.proxies = append(d.proxies, member{p.ID, p.Held(r.Name)})
+				d.proxies = append(d.proxies, member{p.ID, p.Connected, r.Version, p.Held(r.Name)})
 			}
 			to[r.Name] = d
 		}
@@ -91,23 +97,57 @@ func deliveries(classes []xds.Class, proxies []xds.Proxy) map[string]delivered {
 	return to
 }
 
+// once leaves of a proxy that several connections are told of the newest alone: it
+// came back, perhaps to another replica, before the loss of the old one was noticed.
+func once(to map[string]delivered) {
+	newest := make(map[string]time.Time)
+	for _, d := range to {
+		for _, m := range d.proxies {
+			if m.connected.After(newest[m.id]) {
+				newest[m.id] = m.connected
+			}
+		}
+	}
+	for name, d := range to {
+		seen := make(map[string]bool, len(d.proxies))
+		var kept []member
+		for _, m := range d.proxies {
+			if !seen[m.id] && !m.connected.Before(newest[m.id]) {
+				seen[m.id] = true
+				kept = append(kept, m)
+			}
+		}
+		d.proxies = kept
+		to[name] = d
+	}
+}
+
 // tell adds to f what proxies do with the extension.
 func (d delivered) tell(f *status.Fact) {
-	f.Want = d.version
+	if len(d.versions) > 0 {
+		f.Want = d.versions[0] // stands for all of them
+	}
 	for _, m := range d.proxies {
 		held := m.held
+		newest := held.Version == m.want && slices.Contains(d.versions, m.want)
 		// The relay says which extension of a response it is about.
 		reason := strings.TrimPrefix(held.Reason, "extension "+held.Name+": ")
 		doing := status.Proxy{ID: m.id, Version: held.Version, Reason: reason}
+		switch {
+		case newest:
+			doing.Version = f.Want
+		case held.Version == f.Want: // the newest for others
+			doing.Version = ""
+		}
 		switch held.State {
 		case xds.Acked:
 			doing.State = status.Running
-			if held.Version == d.version && held.Module != "" {
+			if newest && held.Module != "" {
 				f.Digest = held.Module
 			}
 		case xds.Nacked:
 			doing.State = status.Refused
-			if kind, ok := fetch.KindOf(held.Code); ok && held.Version == d.version {
+			if kind, ok := fetch.KindOf(held.Code); ok && newest {
 				f.ResolveError = &fetch.Error{Kind: kind, Err: errors.New(reason)}
 			}
 		}

@@ -82,3 +82,28 @@ func TestFacts(t *testing.T) {
 		t.Errorf("facts (-want +got):\n%s", diff)
 	}
 }
+
+// TestFactsOfPatched: an EnvoyFilter gave one of two classes another form of the
+// extension; each runs the newest when it runs its own.
+func TestFactsOfPatched(t *testing.T) {
+	acked := func(version string) xds.Held {
+		return xds.Held{Name: "e", State: xds.Acked, Version: version, Module: "sha256:aa"}
+	}
+	d := delivered{versions: []string{"v1", "v2"}, proxies: []member{
+		{id: "plain", want: "v1", held: acked("v1")},
+		{id: "patched", want: "v2", held: acked("v2")},
+		{id: "patched since", want: "v2", held: acked("v1")},
+		{id: "of a replica that is behind", want: "v0", held: acked("v0")},
+	}}
+	var f status.Fact
+	d.tell(&f)
+	var got []string
+	for _, p := range f.Proxies {
+		if p.State == status.Running && p.Version == f.Want {
+			got = append(got, p.ID)
+		}
+	}
+	if diff := cmp.Diff([]string{"plain", "patched"}, got); diff != "" {
+		t.Errorf("who runs the newest (-want +got):\n%s", diff)
+	}
+}

@@ -25,7 +25,7 @@ func newMonitoring(p *Plane, metrics *prometheus.Registry, profiles bool) http.H
 	debug := http.NewServeMux()
 	mux.Handle("GET /debug/", local(debug))
 	debug.HandleFunc("GET /debug/syncz", page(func() any { return syncz(p.xds.Proxies()) }))
-	debug.HandleFunc("GET /debug/extensionz", page(func() any { return p.Extensions() }))
+	debug.HandleFunc("GET /debug/extensionz", p.extensionPage)
 	debug.HandleFunc("GET /debug/problems", page(func() any { return problemz(p.Problems()) }))
 	debug.HandleFunc("GET /debug/worldz", page(func() any { return p.worldz() }))
 	debug.HandleFunc("GET /debug/config_dump", p.configDump)

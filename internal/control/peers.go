@@ -20,6 +20,7 @@ import (
 
 	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/resource"
+	"github.com/chandler-proxy/chandler/internal/xds"
 )
 
 // Peers says where the other replicas of a control plane are, whose proxies the
@@ -48,20 +49,21 @@ type peers struct {
 	told map[string]map[string]delivered // by address
 }
 
-// add adds what the others have told to to.
+// add adds what the others have told to to, each proxy once.
 func (p *peers) add(to map[string]delivered) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, address := range slices.Sorted(maps.Keys(p.told)) {
 		for name, theirs := range p.told[address] {
 			d := to[name]
-			if d.version == "" {
-				d.version = theirs.version
+			if len(d.versions) == 0 {
+				d.versions = theirs.versions
 			}
 			d.proxies = append(d.proxies[:len(d.proxies):len(d.proxies)], theirs.proxies...)
 			to[name] = d
 		}
 	}
+	once(to)
 }
 
 // Run asks every other replica that there is, until ctx ends.
@@ -180,6 +182,60 @@ func (p *peers) ask(ctx context.Context, address string) error {
 			return nil
 		}
 	}
+}
+
+// fetchTime is how long replicas may take to tell what is so now.
+const fetchTime = 3 * time.Second
+
+// fetch asks all other replicas what is so now, and returns the proxies that they
+// tell of. missing are the addresses of those that do not answer.
+func (p *peers) fetch(ctx context.Context) (proxies []xds.Proxy, missing []string) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
+	var mu sync.Mutex // of what is returned
+	var g errgroup.Group
+	for _, address := range p.addresses() {
+		g.Go(func() error {
+			to, err := p.fetchFrom(ctx, address)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				p.log.Warn("replica does not answer", "address", address, "reason", err)
+				missing = append(missing, address)
+			}
+			proxies = append(proxies, proxiesOf(to)...)
+			return nil
+		})
+	}
+	_ = g.Wait() // none returns an error: who is missing is told
+	slices.Sort(missing)
+	return proxies, missing
+}
+
+func (p *peers) fetchFrom(ctx context.Context, address string) (map[string]delivered, error) {
+	conn, err := p.dial(address)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	response, err := statusv3.NewClientStatusDiscoveryServiceClient(conn).FetchClientStatus(ctx, new(statusv3.ClientStatusRequest))
+	if err != nil {
+		return nil, err
+	}
+	return decodeDeliveries(response)
+}
+
+// proxiesOf are the proxies that deliveries tell of, in no order.
+func proxiesOf(to map[string]delivered) []xds.Proxy {
+	byID := make(map[string]xds.Proxy)
+	for _, name := range slices.Sorted(maps.Keys(to)) {
+		for _, m := range to[name].proxies {
+			of := byID[m.id].Types[xds.ExtensionType]
+			of.Extensions = append(of.Extensions, m.held)
+			byID[m.id] = xds.Proxy{ID: m.id, Connected: m.connected, Types: map[string]xds.Type{xds.ExtensionType: of}}
+		}
+	}
+	return slices.Collect(maps.Values(byID))
 }
 
 func (p *peers) forget(address string) {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	statusv3 "github.com/envoyproxy/go-control-plane/envoy/service/status/v3"
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -50,6 +52,7 @@ func newReplica(t *testing.T, ca string, peers Peers) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.settled = time.Time{} // no proxy was there before
 	r.publisher.build = func(w *mesh.World, _ mesh.Proxy) (*translate.Resources, []resource.Problem) {
 		var built translate.Resources
 		for _, e := range w.AllExtensions() {
@@ -132,10 +135,46 @@ func TestPeers(t *testing.T) {
 	until("both run it", func(f status.Fact) bool {
 		return len(f.Proxies) == 2 && f.Proxies[0].State == status.Running && f.Proxies[1].State == status.Running && f.Want == f.Proxies[1].Version
 	})
+	// who asks the leader hears of all proxies; the other, whose only neighbour is
+	// itself here, counts its own once
+	for _, tt := range []struct {
+		*replica
+		wanted int
+	}{{leader, 2}, {other, 1}} {
+		all, missing := tt.Extensions(t.Context())
+		version := first.GetResources()[0].GetVersion()
+		if len(all) != 1 || all[0].Wanted != tt.wanted || all[0].Running[version] != tt.wanted || all[0].Kind != "WasmPlugin" || len(missing) > 0 {
+			t.Errorf("extensions: %+v, without %v; want %d proxies to run %s", all, missing, tt.wanted, version)
+		}
+	}
 	if err := two.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
 	until("the other is gone", func(f status.Fact) bool { return len(f.Proxies) == 1 })
+}
+
+// TestPeersMissing: who does not answer is named, and does not hide the others.
+func TestPeersMissing(t *testing.T) {
+	r := newReplica(t, filepath.Join(t.TempDir(), "ca"), Peers{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := l.Addr().(*net.TCPAddr)
+	l.Close()
+	name, port := SecurePort, int32(nobody.Port)
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Labels: map[string]string{discoveryv1.LabelServiceName: "chandler"}},
+		Ports:      []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+		Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{nobody.IP.String()}}},
+	}
+	p := &peers{
+		cfg: Peers{Service: "chandler", Namespace: "istio-system", Account: "chandler"}, trust: Trust{Authority: r.ca},
+		written: func() []resource.Object { return []resource.Object{slice} }, log: slog.New(slog.DiscardHandler),
+	}
+	if proxies, missing := p.fetch(t.Context()); len(proxies) > 0 || len(missing) != 1 || missing[0] != nobody.String() {
+		t.Errorf("proxies %v, missing %v", proxies, missing)
+	}
 }
 
 // TestPeersOnly: what all proxies do is for replicas alone.
@@ -160,5 +199,32 @@ func TestPeersOnly(t *testing.T) {
 	defer plain.Close()
 	if _, err := statusv3.NewClientStatusDiscoveryServiceClient(plain).FetchClientStatus(t.Context(), &statusv3.ClientStatusRequest{Node: &corev3.Node{}}); grpcstatus.Code(err) != codes.Unimplemented {
 		t.Errorf("plaintext port: %v, want it not to have the service", err)
+	}
+}
+
+// TestPeersTellOnce: a proxy that came to another replica, or to a replica that is
+// told of by two addresses, is counted once, as its newest connection has it.
+func TestPeersTellOnce(t *testing.T) {
+	at := func(second int) time.Time { return time.Unix(int64(second), 500).UTC() }
+	proxy := func(id string, second int, version string) member {
+		return member{id: id, connected: at(second), want: "v2", held: xds.Held{Name: "e", State: xds.Acked, Version: version}}
+	}
+	of := func(proxies ...member) map[string]delivered {
+		return map[string]delivered{"e": {versions: []string{"v2"}, proxies: proxies}}
+	}
+	response, err := encodeDeliveries(of(proxy("went", 9, "v2"), proxy("came", 1, "v1"), proxy("theirs", 1, "v2")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, err := decodeDeliveries(response)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &peers{told: map[string]map[string]delivered{"10.0.0.2:15012": told, "[fd00::2]:15012": told}}
+	got := of(proxy("went", 2, "v1"), proxy("came", 5, "v2"), proxy("ours", 1, "v2"))
+	p.add(got)
+	want := of(proxy("came", 5, "v2"), proxy("ours", 1, "v2"), proxy("theirs", 1, "v2"), proxy("went", 9, "v2"))
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(delivered{}, member{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

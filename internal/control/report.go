@@ -19,6 +19,11 @@ const reportEvery = 500 * time.Millisecond
 // proxies and replicas are coming back, and what is told is seen by people.
 const firstReport = 2 * time.Second
 
+// settle is how long a control plane that has just started waits so: by then it is
+// among the endpoints of its Service, and agents, which wait up to 6 s between two
+// attempts, have found it. Before, every extension would seem to have lost its proxies.
+const settle = 10 * time.Second
+
 // Lead does what one of several replicas does for all, until ctx ends: it asks the
 // others what their proxies do, and tells report what is known of every resource,
 // soon and whenever that may have changed. It may be called again, but not
@@ -35,7 +40,7 @@ func (p *Plane) Lead(ctx context.Context, report func([]status.Fact)) error {
 
 // report tells facts when there may be new ones. It says nothing before the first World.
 func (p *Plane) report(ctx context.Context, tell func([]status.Fact)) error {
-	pause := time.NewTimer(firstReport)
+	pause := time.NewTimer(max(firstReport, time.Until(p.settled)))
 	defer pause.Stop()
 	for {
 		select {

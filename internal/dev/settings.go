@@ -1,6 +1,7 @@
 package dev
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -56,27 +57,42 @@ func plainSettings(name string, configuration []byte) (settings, error) {
 }
 
 // parseSettings reads a file: the resource that has the plugin's configuration, that
-// configuration in YAML, or anything else, which is the configuration as it is.
+// configuration in YAML or JSON, or anything else, which is the configuration as it is.
 func parseSettings(name, file string, text []byte) (settings, error) {
-	if ext := filepath.Ext(file); ext != ".yaml" && ext != ".yml" {
+	switch filepath.Ext(file) {
+	case ".yaml", ".yml":
+	case ".json":
+		var any json.RawMessage
+		if err := json.Unmarshal(text, &any); err != nil {
+			return settings{}, fmt.Errorf("%s: not JSON: %w", file, err)
+		}
+		return plainSettings(name, text)
+	default:
 		return plainSettings(name, text)
 	}
-	var head struct {
-		Kind       string `json:"kind"`
-		APIVersion string `json:"apiVersion"`
-	}
-	json, err := yaml.YAMLToJSON(text)
+	asJSON, err := yaml.YAMLToJSON(text)
 	if err != nil {
 		return settings{}, fmt.Errorf("%s: %w", file, err)
 	}
-	if yaml.Unmarshal(json, &head) != nil || head.Kind == "" || head.APIVersion == "" {
-		return plainSettings(name, json)
+	if !isResource(asJSON) {
+		return plainSettings(name, asJSON)
 	}
 	objects, problems := resource.NewDecoder().Decode(file, text)
 	if len(problems) > 0 {
 		return settings{}, told(problems)
 	}
 	return resourceSettings(file, objects)
+}
+
+// isResource tells a resource, be it one that lacks its apiVersion, from a configuration.
+func isResource(text []byte) bool {
+	var head struct {
+		Kind       string `json:"kind"`
+		APIVersion string `json:"apiVersion"`
+	}
+	err := json.Unmarshal(text, &head)
+	return err == nil && head.Kind != "" &&
+		(head.APIVersion != "" || head.Kind == "WasmPlugin" || head.Kind == "TrafficExtension")
 }
 
 // resourceSettings are those of the one extension among resources.

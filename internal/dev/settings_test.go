@@ -51,6 +51,7 @@ func TestSettings(t *testing.T) {
 			want: `{"x":"z"}`, plugin: "ns.te"},
 		{name: "YAML", file: "a.yaml", text: "header_1: one\nkind: of\n", want: `{"header_1":"one","kind":"of"}`, plugin: "name"},
 		{name: "JSON", file: "a.json", text: " {\"a\": 1}\n", want: " {\"a\": 1}\n", plugin: "name"},
+		{name: "YAML of another's kind", file: "a.yaml", text: "kind: Service\n", want: `{"kind":"Service"}`, plugin: "name"},
 		{name: "text", file: "a.conf", text: "a=b", want: "a=b", plugin: "name"},
 		{name: "nothing", file: "a.txt", plugin: "name"},
 	} {
@@ -107,11 +108,13 @@ func TestSettings(t *testing.T) {
 func TestSettingsRefuse(t *testing.T) {
 	for _, tt := range []struct{ name, file, text, want string }{
 		{"no YAML", "a.yaml", "a: [", "a.yaml: "},
+		{"no JSON", "a.json", "{", "a.json: not JSON: unexpected end of JSON input"},
+		{"a resource without apiVersion", "a.yaml", "kind: WasmPlugin\nspec: {pluginConf: {}}\n", "apiVersion"},
 		{"a mistake in a resource", "a.yaml", strings.Replace(resourceText("FAIL_CLOSE", "HTTP"), "pluginName", "pluginname", 1), "pluginname"},
 		{"no plugin among resources", "a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 1}]}\n", "has 0 WasmPlugins, want one"},
 		{"two plugins", "a.yaml", resourceText("FAIL_CLOSE", "HTTP") + "---\n" + strings.Replace(resourceText("FAIL_CLOSE", "HTTP"), "name: hello", "name: two", 1), "has 2 WasmPlugins, want one"},
 		{"Lua", "a.yaml", "apiVersion: extensions.istio.io/v1alpha1\nkind: TrafficExtension\nmetadata: {name: te}\nspec: {lua: {inlineCode: 'x = 1'}}\n", "no Wasm plugin"},
-		{"what is no text", "a.json", "\xff", "not UTF-8"},
+		{"what is no text", "a.conf", "\xff", "not UTF-8"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if s, err := parseSettings("name", tt.file, []byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.want) {

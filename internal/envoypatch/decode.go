@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/chandler-proxy/chandler/internal/envoytypes"
+	"github.com/chandler-proxy/chandler/internal/nearest"
 )
 
 // decode reads v, the JSON form of m's type, into m. Names of fields may be in
@@ -82,7 +83,7 @@ func (w *walk) fields(md protoreflect.MessageDescriptor, fields map[string]*stru
 		fd := fieldOf(md, key)
 		if fd == nil {
 			r := w.refuse(at, "%s has no such field", md.FullName())
-			if best := nearest(key, fieldNames(md, key)); best != "" {
+			if best := nearest.Name(key, fieldNames(md, key)); best != "" {
 				r.or("did you mean %s?", best)
 			}
 			continue
@@ -148,7 +149,7 @@ func (w *walk) suggestEnum(r *refusal, ed protoreflect.EnumDescriptor, v *struct
 	for i := range ed.Values().Len() {
 		names = append(names, string(ed.Values().Get(i).Name()))
 	}
-	if best := nearest(v.GetStringValue(), names); best != "" {
+	if best := nearest.Name(v.GetStringValue(), names); best != "" {
 		r.or("did you mean %s?", best)
 		return
 	}
@@ -219,7 +220,7 @@ func (w *walk) unknownType(url, path string) {
 		names = append(names, string(name))
 	}
 	slices.Sort(names)
-	if best := nearest(bare(url), names); best != "" {
+	if best := nearest.Name(bare(url), names); best != "" {
 		r.or("did you mean type.googleapis.com/%s?", best)
 	}
 }
@@ -340,39 +341,4 @@ func isScalar(v *structpb.Value) bool {
 // takesNull tells the fields for which null is a value.
 func takesNull(fd protoreflect.FieldDescriptor) bool {
 	return fd.Message() != nil && fd.Message().FullName() == "google.protobuf.Value"
-}
-
-// nearest is the name that is fewest edits away from name, empty if all are too far.
-func nearest(name string, names []string) string {
-	best, least := "", len(name)/3+1
-	for _, n := range names {
-		if len(n)-len(name) > least || len(name)-len(n) > least {
-			continue
-		}
-		if d := distance(name, n); d < least || d == least && best == "" {
-			best, least = n, d
-		}
-	}
-	return best
-}
-
-// distance is how many bytes have to be put in, taken out or changed to make b of a.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

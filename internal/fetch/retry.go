@@ -16,6 +16,9 @@ type Retry struct {
 	Try     time.Duration // bounds a try, as Want.Timeout does; default 15s, WASM_HTTP_REQUEST_TIMEOUT
 	Backoff time.Duration // after the first try, then doubled; default 500ms
 	Longest time.Duration // wait between tries, also if the server asks for more; default 30s
+
+	// Waiting is told before a try that failed is repeated, by who does it; nil for nobody.
+	Waiting func(failed error, wait time.Duration)
 }
 
 func (f Retry) withDefaults() Retry {
@@ -63,8 +66,12 @@ func (f Retry) Do(ctx context.Context, timeout time.Duration, try func(context.C
 		if n == f.Tries {
 			return &Error{Kind: e.Kind, Manifest: e.Manifest, Err: fmt.Errorf("after %d tries: %w", n, err)}
 		}
+		wait := f.wait(n, e.After)
+		if f.Waiting != nil {
+			f.Waiting(err, wait)
+		}
 		select {
-		case <-time.After(f.wait(n, e.After)):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return stopped(ctx, err)
 		}

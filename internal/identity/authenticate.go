@@ -88,8 +88,11 @@ const (
 	maxTokens = 10_000
 	// maxToken bounds a token: the API server's are below 2 KiB.
 	maxToken = 16 << 10
-	// reviewTime is how long a review may take.
+	// reviewTime is how long a review may take, with its wait for others.
 	reviewTime = 10 * time.Second
+	// maxReviews bounds the reviews under way: whoever makes tokens up is to keep the
+	// API server busy no more than this.
+	maxReviews = 64
 )
 
 // Tokens judges bearer tokens. What a [TokenReviewer] has said of a good one
@@ -97,6 +100,7 @@ const (
 type Tokens struct {
 	reviewer TokenReviewer
 	audience string
+	reviews  chan struct{} // has one of each review under way
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]trusted // by the token's hash
@@ -114,7 +118,11 @@ func NewTokens(r TokenReviewer, audience string) *Tokens {
 	if audience == "" {
 		audience = Audience
 	}
-	return &Tokens{reviewer: r, audience: audience, known: make(map[[sha256.Size]byte]trusted)}
+	return &Tokens{
+		reviewer: r, audience: audience,
+		reviews: make(chan struct{}, maxReviews),
+		known:   make(map[[sha256.Size]byte]trusted),
+	}
 }
 
 // Authenticate implements [Authenticator]. What a token says of itself is read
@@ -135,9 +143,7 @@ func (t *Tokens) Authenticate(ctx context.Context, c Credentials) (Peer, error) 
 	if peer, ok := t.lookup(key, now); ok {
 		return peer, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, reviewTime)
-	defer cancel()
-	peer, err := t.reviewer.Review(ctx, c.Token)
+	peer, err := t.review(ctx, c.Token)
 	if err != nil {
 		return Peer{}, err
 	}
@@ -147,6 +153,19 @@ func (t *Tokens) Authenticate(ctx context.Context, c Credentials) (Peer, error) 
 	peer.Expires = claims.expires // the reviewer has vouched for that
 	t.remember(key, peer, now)
 	return peer, nil
+}
+
+// review asks about a token when its turn comes.
+func (t *Tokens) review(ctx context.Context, token string) (Peer, error) {
+	ctx, cancel := context.WithTimeout(ctx, reviewTime)
+	defer cancel()
+	select {
+	case t.reviews <- struct{}{}:
+		defer func() { <-t.reviews }()
+		return t.reviewer.Review(ctx, token)
+	case <-ctx.Done():
+		return Peer{}, fmt.Errorf("review token: too many at once: %w", ctx.Err())
+	}
 }
 
 func (t *Tokens) lookup(key [sha256.Size]byte, now time.Time) (Peer, bool) {

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -185,6 +186,37 @@ func TestTokensBounded(t *testing.T) {
 	if n := len(tokens.known); n != 1 {
 		t.Errorf("%d tokens remembered when all others were over", n)
 	}
+}
+
+// A slow reviewer does not answer until the one who asks gives up.
+type slow struct{ asked atomic.Int32 }
+
+func (s *slow) Review(ctx context.Context, _ string) (Peer, error) {
+	s.asked.Add(1)
+	<-ctx.Done()
+	return Peer{}, ctx.Err()
+}
+
+// TestTokensReviewedAtOnce: made-up tokens keep a reviewer busy no more than is allowed.
+func TestTokensReviewedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := new(slow)
+		tokens := NewTokens(s, "")
+		var callers sync.WaitGroup
+		for i := range 3 * maxReviews {
+			callers.Go(func() {
+				made := goodToken(t, time.Now().Add(time.Hour), fmt.Sprint(i))
+				if _, err := tokens.Authenticate(t.Context(), Credentials{Token: made}); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrRefused) {
+					t.Errorf("Authenticate = %v, want that it could not be checked", err)
+				}
+			})
+		}
+		synctest.Wait()
+		if n := s.asked.Load(); n != maxReviews {
+			t.Errorf("%d reviews at once, want %d", n, maxReviews)
+		}
+		callers.Wait()
+	})
 }
 
 func TestCertificates(t *testing.T) {

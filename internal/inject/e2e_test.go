@@ -45,6 +45,7 @@ type cluster struct {
 	t        *testing.T
 	client   dynamic.Interface
 	warnings *bytes.Buffer
+	last     string // answer, for what was awaited in vain
 }
 
 func newCluster(t *testing.T) (*cluster, *rest.Config) {
@@ -187,9 +188,11 @@ func TestAdmission(t *testing.T) {
 		}
 	}()
 	bundles <- pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
-	c.await("a pod gets a sidecar", func() (ok bool) {
+	c.await("a pod gets a sidecar", func() bool {
 		var err error
-		made, err = c.create(namespace, pod)
+		if made, err = c.create(namespace, pod); err != nil {
+			c.last = err.Error()
+		}
 		return err == nil
 	})
 	if names := containerNames(t, made); !slices.Equal(names, []string{"istio-init", "istio-proxy", "app"}) {
@@ -246,7 +249,7 @@ func (c *cluster) await(what string, ok func() bool) {
 	c.t.Helper()
 	err := wait.PollUntilContextTimeout(c.t.Context(), 50*time.Millisecond, patience, true, func(context.Context) (bool, error) { return ok(), nil })
 	if err != nil {
-		c.t.Fatalf("%s: not in %v", what, patience)
+		c.t.Fatalf("%s: not in %v; last %s", what, patience, c.last)
 	}
 }
 

@@ -93,6 +93,10 @@ func override(ours corev1.Container, theirs *corev1.Container, fixedUser bool) (
 	over := theirs.DeepCopy()
 	if over.Image == "auto" { // Istio's word for the usual one
 		over.Image = ""
+		// which the API server takes for the latest of something, before we are asked
+		if over.ImagePullPolicy == corev1.PullAlways {
+			over.ImagePullPolicy = ""
+		}
 	}
 	merged, err := merge(ours, *over)
 	if err != nil {

@@ -105,6 +105,24 @@ func TestProbes(t *testing.T) {
 	}
 }
 
+// TestPullPolicy: what the API server makes of the image auto before it asks, which is
+// none, does not count; what a user says does.
+func TestPullPolicy(t *testing.T) {
+	for proxy, want := range map[string]corev1.PullPolicy{
+		`{name: istio-proxy, image: auto, imagePullPolicy: Always}`:   corev1.PullIfNotPresent,
+		`{name: istio-proxy, image: auto, imagePullPolicy: Never}`:    corev1.PullNever,
+		`{name: istio-proxy, image: own:v1, imagePullPolicy: Always}`: corev1.PullAlways,
+	} {
+		out, _, err := Pod(parsePod(t, `{spec: {containers: [{name: a, image: a}, `+proxy+`]}}`), options(t, image))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := out.Spec.InitContainers[1]; got.Name != proxyName || got.ImagePullPolicy != want {
+			t.Errorf("%s: %s has policy %s, want %s", proxy, got.Name, got.ImagePullPolicy, want)
+		}
+	}
+}
+
 func TestWorkload(t *testing.T) {
 	owned := func(kind, name string, labels map[string]string) *corev1.Pod {
 		yes := true

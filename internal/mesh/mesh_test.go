@@ -18,6 +18,7 @@ import (
 	extensionsv1alpha1 "istio.io/client-go/pkg/apis/extensions/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 
 	"github.com/chandler-proxy/chandler/internal/ecds"
@@ -551,6 +552,47 @@ func TestServicesOf(t *testing.T) {
 		}
 		if got := strings.Join(names, " "); got != tt.want {
 			t.Errorf("%s: services are %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// A port by name is found in the Pod that the proxy is, also if the proxy has
+// labels that the Pod has not.
+func TestTargetPort(t *testing.T) {
+	w := world(t, `
+{apiVersion: v1, kind: Pod, metadata: {name: a-1, namespace: default, labels: {app: a}}, spec: {containers: [{name: c, image: c, ports: [{name: web, containerPort: 8081}]}]}, status: {podIP: 10.0.0.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: a-2, namespace: default, labels: {app: a, version: v2}}, spec: {containers: [{name: c, image: c, ports: [{name: web, containerPort: 8082}]}]}, status: {podIP: 10.0.0.2}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: bare, namespace: default}, spec: {containers: [{name: c, image: c, ports: [{name: web, containerPort: 8083}]}]}, status: {podIP: 10.0.0.3}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: a-1, namespace: other, labels: {app: a}}, spec: {containers: [{name: c, image: c, ports: [{name: web, containerPort: 8084}]}]}, status: {podIP: 10.0.0.4}}
+`)
+	web := Port{Number: 80, Target: intstr.FromString("web")}
+	labels := func(pairs ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = pairs[i+1]
+		}
+		return m
+	}
+	for _, tt := range []struct {
+		name string
+		p    Proxy
+		want uint32 // 0 for none
+	}{
+		{"labels of its Pod", Proxy{Labels: labels("app", "a", "version", "v2")}, 8082},
+		{"more than its Pod has", Proxy{Labels: labels("app", "a", "version", "v2", "rev", "x")}, 8082},
+		{"more than a Pod with fewer has", Proxy{Labels: labels("app", "a", "rev", "x")}, 8081},
+		{"others, but its address", Proxy{Labels: labels("app", "b"), IPs: []netip.Addr{netip.MustParseAddr("10.0.0.3")}}, 8083},
+		{"others, but its name", Proxy{Labels: labels("app", "b"), Name: "bare"}, 8083},
+		{"none, but its address", Proxy{IPs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}, 8082},
+		{"nothing of a Pod's", Proxy{Labels: labels("app", "b"), Name: "b"}, 0},
+		{"a Pod without labels is not everybody's", Proxy{Labels: labels("x", "y")}, 0},
+	} {
+		tt.p.Role, tt.p.Namespace = Sidecar, "default"
+		if got, ok := w.TargetPort(tt.p, web); got != tt.want || ok != (tt.want > 0) {
+			t.Errorf("%s: port is %d, %v, want %d", tt.name, got, ok, tt.want)
 		}
 	}
 }

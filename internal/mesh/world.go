@@ -407,26 +407,57 @@ func (s *Service) has(p Proxy) bool {
 }
 
 // TargetPort is the port of p's workload that port leads to. A port by name is
-// looked up in the Pods that have p's labels or, if it has none, its addresses.
+// looked up in the Pods that may be p, see podsOf.
 func (w *World) TargetPort(p Proxy, port Port) (uint32, bool) {
 	if number, ok := port.TargetPort(nil); ok {
 		return number, true
 	}
-	var pods []*Pod
-	if len(p.Labels) > 0 {
-		pods = w.selectPods(p.Namespace, p.Labels)
-	}
-	for _, ip := range p.IPs {
-		if pod := w.podsByIP[ip.String()]; pod != nil && len(p.Labels) == 0 {
-			pods = append(pods, pod)
-		}
-	}
-	for _, pod := range pods {
+	for _, pod := range w.podsOf(p) {
 		if number, ok := port.TargetPort(pod); ok {
 			return number, true
 		}
 	}
 	return 0, false
+}
+
+// podsOf are the Pods that may be p, the likeliest first: those with all of its
+// labels, or, if there are none, those all of whose labels it has, the more the
+// better; those at its addresses; the one of its name. Labels go before what
+// tells p apart from its likes, because proxies with the same labels share their
+// configuration, which must outlive any one of them.
+func (w *World) podsOf(p Proxy) []*Pod {
+	var pods []*Pod
+	if len(p.Labels) > 0 {
+		if pods = w.selectPods(p.Namespace, p.Labels); len(pods) == 0 {
+			pods = w.podsWithin(p.Namespace, p.Labels)
+		}
+	}
+	for _, ip := range p.IPs {
+		if pod := w.podsByIP[ip.String()]; pod != nil {
+			pods = append(pods, pod)
+		}
+	}
+	if pod := w.pods[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}]; pod != nil {
+		pods = append(pods, pod)
+	}
+	return pods
+}
+
+// podsWithin are the Pods of namespace that have labels, all of which are among
+// these; those with the most first.
+func (w *World) podsWithin(namespace string, labels map[string]string) []*Pod {
+	var out []*Pod
+	for k, v := range labels {
+		for _, pod := range w.podsBy[podLabel{namespace, k, v}] {
+			if SubsetOf(pod.Labels, labels) {
+				out = append(out, pod)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b *Pod) int {
+		return cmp.Or(cmp.Compare(len(b.Labels), len(a.Labels)), cmp.Compare(a.Name.Name, b.Name.Name))
+	})
+	return out
 }
 
 // Derive returns what of makes, made once for each key and World. It is for

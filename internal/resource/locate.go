@@ -11,6 +11,8 @@ import (
 	"go.yaml.in/yaml/v3"
 	structuralschema "k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/chandler-proxy/chandler/internal/nearest"
 )
 
 // locate follows path, as in spec.match[0].mode or spec.labels[a.b], from n as
@@ -87,7 +89,7 @@ func suggestField(s shape, keys []string) string {
 			return ""
 		}
 	}
-	if near := nearest(name, at.fields()); near != "" {
+	if near := nearest.Name(name, at.fields()); near != "" {
 		return "did you mean " + strconv.Quote(near) + "?"
 	}
 	if path := find(s, name); path != "" {

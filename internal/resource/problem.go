@@ -12,6 +12,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/chandler-proxy/chandler/internal/nearest"
 )
 
 // A finding is a problem before it is known where in the file it is.
@@ -70,7 +72,7 @@ func (d *Decoder) unknownKind(group, version, name string) finding {
 		f.mend = "did you mean apiVersion " + strings.Join(versions, " or ") + "?"
 		return f
 	}
-	if near := nearest(name, names); near != "" {
+	if near := nearest.Name(name, names); near != "" {
 		f.mend = "did you mean " + strconv.Quote(near) + "?"
 		return f
 	}
@@ -136,7 +138,7 @@ func suggestValue(err *field.Error) string {
 			values = append(values, v)
 		}
 	}
-	if near := nearest(bad, values); near != "" {
+	if near := nearest.Name(bad, values); near != "" {
 		return "did you mean " + strconv.Quote(near) + "?"
 	}
 	return ""

@@ -159,18 +159,6 @@ alias: *anchor
 	}
 }
 
-func TestNearest(t *testing.T) {
-	have := []string{"phase", "pluginConfig", "pluginName", "priority", "url"}
-	for want, nearby := range map[string]string{
-		"phse": "phase", "pahse": "phase", "PHASE": "phase", "plugin_config": "pluginConfig", "plugin-name": "pluginName",
-		"prioritty": "priority", "uri": "url", "selector": "", "x": "", "": "", strings.Repeat("phase", 100): "",
-	} {
-		if got := nearest(want, have); got != nearby {
-			t.Errorf("nearest(%q) = %q, want %q", want, got, nearby)
-		}
-	}
-}
-
 func TestProblemString(t *testing.T) {
 	for _, tt := range []struct {
 		p    Problem

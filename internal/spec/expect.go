@@ -29,6 +29,7 @@ type expect struct {
 	Calls      *[]wantCall           `spec:"calls" about:"all HTTP calls that the plugin made in this step"`
 	GRPCCalls  *[]wantGRPCCall       `spec:"grpcCalls" about:"all gRPC calls and streams that the plugin began in this step"`
 	GRPCSent   map[string][]matcher  `spec:"grpcSent" about:"all messages that the plugin sent on its latest gRPC call or stream, by upstream"`
+	Functions  *[]wantFunctionCall   `spec:"functionCalls" about:"all calls that the plugin made in this step to the functions of plugin.functions"`
 	TickPeriod *time.Duration        `spec:"tickPeriod" about:"how often the plugin wants its tick, 0s for never"`
 	ToServer   *matcher              `spec:"toServer" about:"all that the server of the connection got so far"`
 	ToClient   *matcher              `spec:"toClient" about:"all that the client of the connection got so far"`
@@ -357,16 +358,14 @@ func (*wantMetric) NodeSchema() map[string]any {
 }
 
 func (w wantMetric) check(t *run, p *plugintest.Plugin, name string) {
-	was := t.line
-	t.line = w.at.Line
-	defer func() { t.line = was }()
+	defer t.at(w.at)()
 	t.do(func() {
 		if w.list {
 			if got := p.Histogram(name); !slices.Equal(got, w.values) {
-				t.Errorf("%s: want %v\nhave %v", w.at.Path, w.values, got)
+				t.Errorf("want %v\nhave %v", w.values, got)
 			}
 		} else if got := p.Metric(name); got != w.values[0] {
-			t.Errorf("%s: want %d\nhave %d", w.at.Path, w.values[0], got)
+			t.Errorf("want %d\nhave %d", w.values[0], got)
 		}
 	})
 }
@@ -390,9 +389,7 @@ func (*wantItems) NodeSchema() map[string]any {
 
 func (w wantItems) check(t *run, p *plugintest.Plugin, name string) {
 	var got []string
-	was := t.line
-	t.line = w.at.Line
-	defer func() { t.line = was }()
+	defer t.at(w.at)()
 	t.do(func() {
 		for {
 			item, ok := p.Dequeue(name)
@@ -464,6 +461,21 @@ func (w wantGRPCCall) check(t *run, c *plugintest.GRPCCall) {
 	if w.Messages != nil {
 		checkAll(t, w.At.Of("messages"), *w.Messages, c.Messages)
 	}
+}
+
+// A madeCall is a call of a foreign function.
+type madeCall struct{ name, arguments string }
+
+// wantFunctionCall is one that is wanted.
+type wantFunctionCall struct {
+	At        document.Position
+	Name      *matcher `spec:"name" about:"the function's name"`
+	Arguments *matcher `spec:"arguments" about:"what it was called with"`
+}
+
+func (w wantFunctionCall) check(t *run, c madeCall) {
+	w.Name.check(t, c.name, true)
+	w.Arguments.check(t, c.arguments, true)
 }
 
 func checkBool(t *run, at document.Position, field string, want *bool, got bool) {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chandler-proxy/chandler/internal/spec/document"
 	"github.com/chandler-proxy/chandler/plugintest"
 )
 
@@ -147,7 +148,8 @@ type run struct {
 
 	runner   *runner
 	file     string
-	line     int // of the step that runs
+	line     int    // of the step that runs, or of what is checked
+	path     string // likewise; empty before the first step
 	failed   bool
 	failures []failure
 	traces   []string
@@ -189,8 +191,20 @@ func (t *run) failAt(line int, format string, a ...any) {
 	t.failures = append(t.failures, failure{line, fmt.Sprintf(format, a...)})
 }
 
+// at says where the test is, until what it returns is called.
+func (t *run) at(p document.Position) (back func()) {
+	line, path := t.line, t.path
+	t.line, t.path = p.Line, p.Path
+	return func() { t.line, t.path = line, path }
+}
+
 // Errorf fails the test where it is now.
-func (t *run) Errorf(format string, a ...any) { t.failAt(t.line, format, a...) }
+func (t *run) Errorf(format string, a ...any) {
+	if t.path != "" {
+		format, a = "%s: "+format, append([]any{t.path}, a...)
+	}
+	t.failAt(t.line, format, a...)
+}
 
 // Fatalf fails the test and ends it.
 func (t *run) Fatalf(format string, a ...any) {

@@ -245,10 +245,14 @@ func TestLoad(t *testing.T) {
 		{"none in the list", "tests.yaml", "tests: []", "FILE:1: tests: there are none"},
 		{"no tests, Google", "tests.textpb", "env {}", "FILE:1: test: there is none"},
 		{"not YAML", "tests.yaml", "a: [", "FILE:1: not YAML: did not find expected node content"},
-		{"unknown field", "tests.yaml", "tests:\n- name: a\n  step: []", "FILE:2: tests[0]: has neither steps, start nor startFails\nFILE:3: tests[0].step: unknown field; known here: name, plugin, properties, startFails, start, steps"},
+		{"unknown field", "tests.yaml", "tests:\n- name: a\n  step: []", "FILE:2: tests[0]: has neither steps, start nor startFails\nFILE:3: tests[0].step: unknown field; did you mean steps?"},
 		{"what is wrong with a plugin", "tests.yaml", "plugin:\n  logLevel: loud\n  failPolicy: shut\n  config: a\n  configFile: none\n  now: today\n  env: {A: [1]}\ntests: [{name: a, steps: [{tick: 1}]}]",
 			"FILE:2: plugin.logLevel: \"loud\" is none of [\"trace\" \"debug\" \"info\" \"warn\" \"error\" \"critical\"]\nFILE:3: plugin.failPolicy: \"shut\" is none of [\"closed\" \"open\" \"reload\"]\n" +
 				"FILE:5: plugin.configFile: open DIR/none: no such file or directory\nFILE:5: plugin: config and configFile exclude each other\nFILE:6: plugin.now: want a time such as 2026-01-31T12:00:00Z\nFILE:7: plugin.env.A: want a string, have a list"},
+		{"what is wrong with functions", "tests.yaml", "plugin:\n  functions:\n    a: {fails: maybe}\n    b: null\n    c: {fail: true}\n    d: {fails: true, json: 1}\ntests: [{name: a, steps: [{callFunction: {function: -1}}]}]",
+			"FILE:3: plugin.functions.a.fails: want true or false, have \"maybe\"\nFILE:4: plugin.functions.b: want a mapping, have nothing\n" +
+				"FILE:5: plugin.functions.c.fail: unknown field; did you mean fails?\nFILE:6: plugin.functions.d: want a text, or one of file, json, fails\n" +
+				"FILE:7: tests[0].steps[0].callFunction.function: want a number from 0 to 4294967295, have \"-1\""},
 		{"what is wrong with a test", "tests.yaml", "tests:\n- name: ' '\n  start: {}\n- name: a\n  startFails: x\n  steps: []\n", "FILE:2: tests[0].name: is empty\nFILE:3: tests[0].start: expects nothing"},
 		{"steps of what does not start", "tests.yaml", "tests:\n- name: a\n  startFails: x\n  steps: [{tick: 1}]", "FILE:4: tests[0].steps: a plugin that does not start takes no steps"},
 		{"what is wrong with steps", "tests.yaml", "tests:\n- name: a\n  steps:\n  - {tick: 0}\n  - {advance: -1s}\n  - {tick: 1, cancel: true}\n  - {}\n  - {close: me}\n  - {request: {backend: {status: 7}}}\n  - {answer: {upstream: a, fails: true, status: 200}}\n  - {answer: {}}\n  - {enqueue: {}}\n",

@@ -34,6 +34,7 @@ type plugin struct {
 	Env              map[string]string    `spec:"env" about:"environment variables"`
 	Upstreams        map[string]*response `spec:"upstreams" about:"whom the plugin can call over HTTP, with their answers; null leaves the answer to a step; default: anyone, all left to steps"`
 	Queues           []string             `spec:"queues" about:"shared queues that others registered"`
+	Functions        map[string]function  `spec:"functions" about:"foreign functions that the plugin can call, besides Envoy's own, with what they return"`
 	LogLevel         string               `spec:"logLevel" about:"the lowest level that is not discarded: trace (default), debug, info, warn, error or critical"`
 	FailPolicy       string               `spec:"failPolicy" about:"what becomes of requests after the plugin failed: closed (default), open or reload"`
 	MayFail          *bool                `spec:"mayFail" about:"a plugin that traps does not fail the test"`
@@ -88,6 +89,9 @@ func (p plugin) over(base plugin) plugin {
 	}
 	if p.Queues == nil {
 		p.Queues = base.Queues
+	}
+	if p.Functions == nil {
+		p.Functions = base.Functions
 	}
 	or(&p.LogLevel, base.LogLevel)
 	or(&p.FailPolicy, base.FailPolicy)
@@ -263,6 +267,7 @@ type step struct {
 	Advance   time.Duration   `spec:"advance" about:"time passes, and ticks with it"`
 	SetShared map[string]text `spec:"setShared" about:"others change the data that the plugin shares with them"`
 	Enqueue   *item           `spec:"enqueue" about:"others add to a shared queue"`
+	Function  *functionCall   `spec:"callFunction" about:"the plugin's proxy_on_foreign_function is called"`
 	Expect    *expect         `spec:"expect" about:"what to expect of all that happened in this step"`
 }
 
@@ -435,6 +440,49 @@ type item struct {
 	Item  text   `spec:"item,required" about:"what is added"`
 }
 
+// A function is what a foreign function returns: a text, or that it failed.
+type function struct {
+	result text
+	fails  bool
+}
+
+// functionWords are what a function does that returns no text written out.
+type functionWords struct {
+	File  *fileContents `spec:"file" about:"a file that has what is returned, relative to this one"`
+	JSON  *anything     `spec:"json" about:"a value, which is returned as JSON"`
+	Fails *bool         `spec:"fails" about:"the plugin sees INTERNAL_FAILURE"`
+}
+
+// UnmarshalNode reads a scalar, or a mapping.
+func (f *function) UnmarshalNode(d *document.Decoder, path string, n *document.Node) {
+	if n.Kind == document.Scalar && n.Value != nil {
+		f.result = text(n.String())
+		return
+	}
+	var words functionWords
+	d.Decode(path, n, &words)
+	switch {
+	case n.Kind != document.Map:
+	case len(n.Fields) != 1:
+		d.Fail(path, n, "want a text, or one of file, json, fails")
+	case words.File != nil:
+		f.result = text(*words.File)
+	case words.JSON != nil:
+		f.result = text(words.JSON.text)
+	}
+	f.fails = isTrue(words.Fails)
+}
+
+// NodeSchema is a scalar or a mapping.
+func (*function) NodeSchema() map[string]any {
+	return map[string]any{"oneOf": []any{scalarSchema(), map[string]any{"$ref": "#/$defs/functionWords"}}}
+}
+
+type functionCall struct {
+	Function  uint32 `spec:"function" about:"its number"`
+	Arguments *text  `spec:"arguments" about:"what it is called with"`
+}
+
 type answer struct {
 	Upstream string  `spec:"upstream,required" about:"whom the plugin called; the first call that waits is answered"`
 	Fails    bool    `spec:"fails" about:"there is no answer: the connection broke"`
@@ -496,7 +544,7 @@ const SchemaID = "https://chandler-proxy.github.io/chandler/plugin-tests.schema.
 
 // Schema is the JSON schema of our own form.
 func Schema() ([]byte, error) {
-	schema := document.Schema(suite{}, SchemaID, "Tests of a Proxy-Wasm plugin, for chandler plugin test", matchers{}, sources{}, logWords{})
+	schema := document.Schema(suite{}, SchemaID, "Tests of a Proxy-Wasm plugin, for chandler plugin test", matchers{}, sources{}, logWords{}, functionWords{})
 	text, err := json.MarshalIndent(schema, "", "  ")
 	return append(text, '\n'), err
 }

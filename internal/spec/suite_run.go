@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ type suiteRun struct {
 	stream  *plugintest.Stream // of the last request
 	conn    *plugintest.Conn   // the last one
 	reached *plugintest.Request
+	called  []madeCall // foreign functions, in this step
 
 	logs, calls, grpc, trace, traps int // how many there were before the step
 }
@@ -32,6 +34,7 @@ func (r *suiteRun) all(module string) {
 		}
 		return r.backend.response()
 	}
+	cfg.Functions = r.functions()
 	m := r.module(module)
 	r.mark()
 	var err error
@@ -41,7 +44,7 @@ func (r *suiteRun) all(module string) {
 	}
 	for _, s := range r.test.Steps {
 		r.mark()
-		r.line = s.At.Line
+		r.line, r.path = s.At.Line, s.At.Path
 		r.take(s)
 		if r.trapped() {
 			return
@@ -50,6 +53,21 @@ func (r *suiteRun) all(module string) {
 			r.check(s.Expect)
 		}
 	}
+}
+
+// functions are those of the test, which take down that they are called.
+func (r *suiteRun) functions() map[string]func([]byte) ([]byte, error) {
+	all := map[string]func([]byte) ([]byte, error){}
+	for name, f := range r.test.Plugin.Functions {
+		all[name] = func(arguments []byte) ([]byte, error) {
+			r.called = append(r.called, madeCall{name, string(arguments)})
+			if f.fails {
+				return nil, errors.New("the test wants it so")
+			}
+			return []byte(f.result), nil
+		}
+	}
+	return all
 }
 
 // started checks how the plugin started, and reports whether it can go on.
@@ -93,6 +111,7 @@ func told(lines []plugintest.Line) string {
 
 // mark remembers what happened before a step.
 func (r *suiteRun) mark() {
+	r.called = nil
 	if p := r.plugin; p != nil {
 		r.logs, r.calls, r.grpc = len(p.Logs()), len(p.Calls()), len(p.GRPCCalls())
 		r.trace, r.traps = len(p.Trace()), len(p.Failures())
@@ -138,6 +157,8 @@ func (r *suiteRun) take(s step) {
 		p.Advance(s.Advance)
 	case s.Enqueue != nil:
 		p.Enqueue(s.Enqueue.Queue, string(s.Enqueue.Item))
+	case s.Function != nil:
+		p.CallFunction(s.Function.Function, []byte(s.Function.Arguments.String()))
 	}
 	sorted(s.SetShared, func(key string, value text) { p.SetShared(key, string(value)) })
 }
@@ -233,6 +254,7 @@ func (r *suiteRun) checkCalls(e *expect) {
 	p := r.plugin
 	checkEach(r.run, e.At, "calls", e.Calls, after(p.Calls(), r.calls), func(w wantCall, c *plugintest.Call) { w.check(r.run, c) })
 	checkEach(r.run, e.At, "grpcCalls", e.GRPCCalls, after(p.GRPCCalls(), r.grpc), func(w wantGRPCCall, c *plugintest.GRPCCall) { w.check(r.run, c) })
+	checkEach(r.run, e.At, "functionCalls", e.Functions, r.called, func(w wantFunctionCall, c madeCall) { w.check(r.run, c) })
 	sorted(e.GRPCSent, func(upstream string, want []matcher) {
 		var sent []string
 		for _, c := range p.GRPCCalls() {

@@ -3,8 +3,8 @@
 //
 // The plugins are ours, a folder each in files, and all do the same: they add the
 // headers that their configuration has to responses. What is in files/common goes
-// into each, tests for chandler plugin test among it. It writes files and runs nothing; an existing file is never touched.
-// Start at [Write].
+// into each, tests for chandler plugin test among it. It writes files and runs
+// nothing; an existing file is never touched. Start at [Write].
 package template
 
 import (
@@ -29,8 +29,12 @@ const suffix = ".tmpl"
 // validName is what Go, Cargo, npm and registries all take for a name.
 var validName = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)*$`)
 
-// ErrExists says that there is something where the plugin should be.
-var ErrExists = errors.New("exists, and is not an empty folder")
+var (
+	// ErrExists says that there is something where the plugin should be.
+	ErrExists = errors.New("exists, and is not an empty folder")
+	// ErrName says that a name cannot be a plugin's.
+	ErrName = errors.New("want lower-case letters, digits and single hyphens, a letter first")
+)
 
 // commands are what a plugin's README says: how to get what it needs, how to test it.
 func commands(language toolchain.Language) (setup, test string, ok bool) {
@@ -47,11 +51,11 @@ func commands(language toolchain.Language) (setup, test string, ok bool) {
 	return "", "", false
 }
 
-// Write begins a plugin in a new or empty folder. Errors: one that wraps ErrExists, or
-// about name, language or files.
+// Write begins a plugin in a new or empty folder. Errors: one that wraps ErrExists or
+// ErrName, or about language or files.
 func Write(dir string, language toolchain.Language, name string) error {
 	if !validName.MatchString(name) {
-		return fmt.Errorf("name %q: want lower-case letters, digits and single hyphens, a letter first", name)
+		return fmt.Errorf("name %q: %w", name, ErrName)
 	}
 	setup, test, ok := commands(language)
 	if !ok {
@@ -59,6 +63,8 @@ func Write(dir string, language toolchain.Language, name string) error {
 	}
 	switch entries, err := os.ReadDir(dir); {
 	case errors.Is(err, fs.ErrNotExist):
+	case err != nil && !exists(dir): // something above it is in the way
+		return fmt.Errorf("begin plugin: %w", err)
 	case err != nil || len(entries) > 0:
 		return fmt.Errorf("begin plugin: %s %w", dir, ErrExists)
 	}
@@ -69,6 +75,11 @@ func Write(dir string, language toolchain.Language, name string) error {
 		}
 	}
 	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // write copies a folder of templates to dir.

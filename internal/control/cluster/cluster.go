@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -35,6 +36,7 @@ import (
 	"github.com/chandler-proxy/chandler/internal/inject/trust"
 	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/part"
+	"github.com/chandler-proxy/chandler/internal/resource"
 	"github.com/chandler-proxy/chandler/internal/source/kube"
 	"github.com/chandler-proxy/chandler/internal/status"
 )
@@ -199,19 +201,22 @@ func (p *plane) lead(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(part.Run(ctx, "root certificates", publisher.Run))
 	g.Go(part.Run(ctx, "status", p.writer.Run))
-	deliver := func(*mesh.World) {}
+	deliver := func(*mesh.World, []resource.Problem) {}
 	if p.cfg.Gateways {
 		gateways := gateway.New(gateway.Config{Client: p.dynamic, Options: p.gatewayOptions(), Log: p.log})
 		g.Go(part.Run(ctx, "gateways", gateways.Run))
-		deliver = func(world *mesh.World) { gateways.Deliver(world, p.control.Problems()) }
+		deliver = gateways.Deliver
 	}
 	var last *mesh.World
+	var wrong []resource.Problem
 	g.Go(func() error {
 		return p.control.Lead(ctx, func(facts []status.Fact) {
 			p.writer.Update(facts)
-			if world := p.control.World(); world != last {
-				last = world
-				deliver(world)
+			// Problems of a class of proxies are found when its first proxy comes.
+			world, problems := p.control.World(), p.control.Problems()
+			if world != last || !slices.Equal(problems, wrong) {
+				last, wrong = world, problems
+				deliver(world, problems)
 			}
 		})
 	})

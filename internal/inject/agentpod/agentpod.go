@@ -23,6 +23,8 @@ const (
 	User = 1337
 	// StatusPort is where the agent serves metrics, health and the workload's probes.
 	StatusPort = 15020
+	// HealthPort is where that of a router serves health alone, for load balancers.
+	HealthPort = 15021
 )
 
 // What the control plane has in every namespace, and proxies show it; package identity
@@ -85,7 +87,7 @@ func Mounts() []corev1.VolumeMount {
 // of the kind, engine or envoy. It listens at all addresses, of either family, for the
 // kubelet and Prometheus.
 func Args(role, kind, control, domain string) []string {
-	return []string{
+	args := []string{
 		"agent",
 		"--proxy=" + kind,
 		"--control=" + control,
@@ -96,6 +98,10 @@ func Args(role, kind, control, domain string) []string {
 		"--data=" + dataDir,
 		"--status=:15020",
 	}
+	if role == "router" {
+		args = append(args, "--health=:15021")
+	}
+	return args
 }
 
 // Env is what the agent's variables say of the pod, and more.

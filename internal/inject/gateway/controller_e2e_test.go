@@ -177,6 +177,8 @@ func newCluster(t *testing.T, kubeconfig string, admin dynamic.Interface) *clust
 		}
 	}
 	kubectl("apply", "--server-side", "--force-conflicts", "-f", "-")
+	// nobody serves it: other tests' pods would be refused
+	kubectl("delete", "mutatingwebhookconfiguration", "chandler-sidecar-injector")
 	kubectl("wait", "--for", "condition=established", "--timeout", "60s", "crd", "--all")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
@@ -309,9 +311,10 @@ func (c *cluster) follow(api schema.GroupVersionResource, namespace, name, versi
 	c.t.Fatalf("waited in vain until %s %s %s; it is %v", api.Resource, name, what, last())
 }
 
+// portOf is the port of the one listener; beside it a Service has that for health.
 func portOf(service *unstructured.Unstructured) int64 {
 	ports, _, _ := unstructured.NestedSlice(service.Object, "spec", "ports")
-	if len(ports) != 1 {
+	if len(ports) != 2 {
 		return 0
 	}
 	return ports[0].(map[string]any)["port"].(int64)

@@ -31,6 +31,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/chandler-proxy/chandler/internal/inject/agentpod"
 	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
@@ -199,7 +200,7 @@ func service(g *gatewayv1.Gateway, ports []corev1.ServicePort) *corev1.Service {
 	s := &corev1.Service{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
 		ObjectMeta: objectMeta(g),
-		Spec:       corev1.ServiceSpec{Type: serviceType(g), Selector: selector(g), Ports: ports},
+		Spec:       corev1.ServiceSpec{Type: serviceType(g), Selector: selector(g), Ports: withHealth(ports)},
 	}
 	for _, a := range g.Spec.Addresses {
 		if s.Spec.Type == corev1.ServiceTypeLoadBalancer {
@@ -209,6 +210,19 @@ func service(g *gatewayv1.Gateway, ports []corev1.ServicePort) *corev1.Service {
 		}
 	}
 	return s
+}
+
+// statusPort is the name of the port at which load balancers ask for health, as in Istio.
+const statusPort = "status-port"
+
+// withHealth adds that port, unless a listener has it.
+func withHealth(ports []corev1.ServicePort) []corev1.ServicePort {
+	if slices.ContainsFunc(ports, func(p corev1.ServicePort) bool { return p.Port == agentpod.HealthPort }) {
+		return ports
+	}
+	return append(ports, corev1.ServicePort{
+		Name: statusPort, Port: agentpod.HealthPort, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(agentpod.HealthPort),
+	})
 }
 
 // selector chooses the pods of g.

@@ -43,7 +43,10 @@ func container(opts Options) corev1.Container {
 		ImagePullPolicy: corev1.PullIfNotPresent,
 		Args:            agentpod.Args("router", opts.Proxy, opts.Control, opts.Domain),
 		Env:             agentpod.Env(opts.Env),
-		Ports:           []corev1.ContainerPort{{Name: "http-status", ContainerPort: agentpod.StatusPort, Protocol: corev1.ProtocolTCP}},
+		Ports: []corev1.ContainerPort{
+			{Name: "http-status", ContainerPort: agentpod.StatusPort, Protocol: corev1.ProtocolTCP},
+			{Name: statusPort, ContainerPort: agentpod.HealthPort, Protocol: corev1.ProtocolTCP},
+		},
 		StartupProbe:    agentpod.Startup(),
 		ReadinessProbe:  agentpod.Ready(corev1.Probe{PeriodSeconds: 5, TimeoutSeconds: 3, FailureThreshold: 4}),
 		Resources:       agentpod.Resources(),

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/chandler-proxy/chandler/internal/nearest"
 )
 
 // A Position is where a value stands. A struct that has one, in a field named At, gets
@@ -149,7 +151,7 @@ func (d *Decoder) structure(path string, n *Node, v reflect.Value) {
 		i := slices.IndexFunc(known, func(k structField) bool { return k.name == f.Name })
 		to := join(path, f.Name)
 		if i < 0 {
-			d.Problems = append(d.Problems, Problem{f.Line, to, "unknown field; known here: " + names(known)})
+			d.Problems = append(d.Problems, Problem{f.Line, to, unknown(f.Name, known)})
 			continue
 		}
 		if given[f.Name] && !repeated(known[i].typ) {
@@ -166,12 +168,16 @@ func (d *Decoder) structure(path string, n *Node, v reflect.Value) {
 	}
 }
 
-func names(known []structField) string {
+// unknown says what a field that is not known may have been meant to be.
+func unknown(name string, known []structField) string {
 	var list []string
 	for _, k := range known {
 		list = append(list, k.name)
 	}
-	return strings.Join(list, ", ")
+	if near := nearest.Name(name, list); near != "" {
+		return "unknown field; did you mean " + near + "?"
+	}
+	return "unknown field; known here: " + strings.Join(list, ", ")
 }
 
 // repeated reports whether a field of the text form may come more than once.

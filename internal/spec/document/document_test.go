@@ -153,7 +153,8 @@ func TestProblems(t *testing.T) {
 		text  string
 		want  string
 	}{
-		{"unknown field", ParseYAML, "name: a\n\nnmae: b", "f:3: nmae: unknown field; known here: name, size, count, on, wait, limit, list, env, children, one, value, maybe"},
+		{"unknown field", ParseYAML, "name: a\n\nnmae: b", "f:3: nmae: unknown field; did you mean name?"},
+		{"field like no other", ParseYAML, "name: a\nselector: b", "f:2: selector: unknown field; known here: name, size, count, on, wait, limit, list, env, children, one, value, maybe"},
 		{"several", ParseYAML, "name: a\nsize: x\ncount: -1\non: maybe\nwait: 5\nlist: a\nenv: []\none: 5", strings.Join([]string{
 			`f:2: size: want a number of at most 32 bits, have "x"`, `f:3: count: want a number from 0 to 255, have "-1"`,
 			`f:4: on: want true or false, have "maybe"`, `f:5: wait: want a duration such as 1.5s, have "5"`,
@@ -181,7 +182,7 @@ func TestProblems(t *testing.T) {
 		{"aliases", ParseYAML, bomb(), "f:1: too large, or nested too deeply"},
 		{"size", ParseYAML, strings.Repeat("#", MaxSize+1), "f: larger than 4194304 bytes"},
 
-		{"unknown field", ParseTextproto, "name: 'a'\none { naem: 'x' }", "f:2: one.naem: unknown field; known here: name, size, count, on, wait, limit, list, env, children, one, value, maybe\nf:2: one.name: is missing"},
+		{"unknown field", ParseTextproto, "name: 'a'\none { naem: 'x' }", "f:2: one.naem: unknown field; did you mean name?\nf:2: one.name: is missing"},
 		{"twice", ParseTextproto, "name: 'a'\nname: 'b'", "f:2: name: comes twice"},
 		{"word for a string", ParseTextproto, "name: a", "f:1: name: want a string, have a"},
 		{"scalar for a message", ParseTextproto, "name: 'a'\none: 5", "f:2: one: want a mapping, have 5"},

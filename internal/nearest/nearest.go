@@ -1,24 +1,30 @@
-package resource
+// Package nearest finds the name that somebody meant who wrote another.
+//
+// It is for the mend of a mistake ("did you mean phase?"): it suggests nothing
+// rather than something far-fetched, and never decides anything. Case, underscores
+// and hyphens do not count. Start at [Name].
+package nearest
 
 import "strings"
 
-// nearest returns the one of have that want is most likely a slip of, or "" if
-// none is close. Case, underscores and dashes do not count.
-func nearest(want string, have []string) string {
-	if len(want) > maxNearest {
+// longest is the length beyond which a name is no slip of a known one.
+const longest = 128
+
+// Name returns the one of names that want is most likely a slip of, the first of
+// equals, or "" if none is close.
+func Name(want string, names []string) string {
+	if len(want) > longest {
 		return ""
 	}
 	best, least := "", (len(want)+2)/3+1
-	for _, h := range have {
-		if d := distance(fold(want), fold(h)); d < least {
-			best, least = h, d
+	folded := fold(want)
+	for _, name := range names {
+		if d := distance(folded, fold(name)); d < least {
+			best, least = name, d
 		}
 	}
 	return best
 }
-
-// maxNearest is the length beyond which a name is no slip of a known one.
-const maxNearest = 64
 
 func fold(s string) string {
 	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(s))
