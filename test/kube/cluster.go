@@ -147,6 +147,8 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.spawn("kube-controller-manager", append(as("controllers"),
 		"--use-service-account-credentials", "--service-account-private-key-file=/run/kube/pki/sa.key",
 		"--root-ca-file=/run/kube/pki/ca.crt", "--leader-elect=false", "--cert-dir=/run/kube",
+		// While the API server is away the node cannot say that it lives.
+		"--node-monitor-grace-period=10m",
 		"--flex-volume-plugin-dir=/run/kube/volumeplugins", "--kube-api-qps=200", "--kube-api-burst=400")...); err != nil {
 		return err
 	}

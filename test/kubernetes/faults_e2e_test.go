@@ -58,17 +58,13 @@ spec:
 `, "engine", "envoy", "idle")
 	f := &fleet{c: c, urls: []string{"http://" + serviceIP(t, c, "faults", "engine") + "/get", "http://" + serviceIP(t, c, "faults", "envoy") + "/get"}}
 	current(t, c, "faults", "step", proxies)
-	gateway := "http://" + gatewayIP(t, c) + "/get"
-	eventually(t, "ingress gateway", func() error {
-		resp, err := get(t.Context(), c.HTTPClient(), gateway, "faults.example")
-		if err == nil && resp.StatusCode != 200 {
-			err = fmt.Errorf("%s", resp.Status)
-		}
-		return err
-	})
+	gateway := "http://" + gatewayIP(t, c) + "/get faults.example"
+	for _, url := range append([]string{gateway}, f.urls...) {
+		answers(t, c, url, 200, "", "") // a pod is ready before its application listens
+	}
 	run := func(name string, fault func(t *testing.T, f *fleet)) {
 		t.Run(name, func(t *testing.T) {
-			f.load = startLoad(t, c, append([]string{gateway + " faults.example"}, f.urls...)...)
+			f.load = startLoad(t, c, append([]string{gateway}, f.urls...)...)
 			f.load.flows(t)
 			fault(t, f)
 			f.change(t)
@@ -79,6 +75,7 @@ spec:
 	run("api server", apiServerAway)
 	run("leader deleted", leaderDeleted)
 	run("leader killed", leaderKilled)
+	run("leader stopped", leaderStopped)
 	run("webhook", webhookUntrusted)
 	run("root certificates", rootCertificatesGone)
 	run("authority", authorityGone)
@@ -164,7 +161,8 @@ func (f *fleet) restart(t *testing.T) {
 	f.c.Kubectl(t, "rollout", "status", "-n", "faults", "deployment/idle", "--timeout=60s")
 }
 
-// apiServerAway: what runs goes on running.
+// apiServerAway: what runs goes on running. An API server that is away for longer than
+// the node's grace period has Kubernetes itself take all pods for lost when it is back.
 func apiServerAway(t *testing.T, f *fleet) {
 	before := restarts(t, f.c)
 	if err := f.c.StopAPIServer(); err != nil {
@@ -215,7 +213,7 @@ func leaderDeleted(t *testing.T, f *fleet) {
 func leaderKilled(t *testing.T, f *fleet) {
 	was, before := leader(t, f.c), restarts(t, f.c)
 	began := time.Now()
-	kill(t, f.c, root, was, "chandler")
+	signal(t, f.c, syscall.SIGKILL, root, was, "chandler")
 	f.change(t)
 	t.Logf("%s leads after %s; status is written after %v", leader(t, f.c), was, time.Since(began).Round(time.Millisecond))
 	f.c.Kubectl(t, "rollout", "status", "-n", root, "deployment/chandler", "--timeout=60s")
@@ -224,9 +222,30 @@ func leaderKilled(t *testing.T, f *fleet) {
 	}
 }
 
-// kill kills the first process of a container. The cluster's processes are this
-// machine's: their control groups name the container.
-func kill(t *testing.T, c *kube.Cluster, namespace, pod, container string) {
+// leaderStopped: the leader's process stands still, with its connections. When it goes
+// on, another has its place.
+func leaderStopped(t *testing.T, f *fleet) {
+	was := leader(t, f.c)
+	began := time.Now()
+	signal(t, f.c, syscall.SIGSTOP, root, was, "chandler")
+	eventually(t, "another leader", func() error {
+		if leader(t, f.c) == was {
+			return fmt.Errorf("%s leads, though it stands still", was)
+		}
+		return nil
+	})
+	t.Logf("%s leads after %s; it does after %v", leader(t, f.c), was, time.Since(began).Round(time.Millisecond))
+	signal(t, f.c, syscall.SIGCONT, root, was, "chandler")
+	f.change(t)
+	if now := leader(t, f.c); now == was {
+		t.Errorf("%s leads again", now)
+	}
+	f.c.Kubectl(t, "rollout", "status", "-n", root, "deployment/chandler", "--timeout=60s")
+}
+
+// signal sends a signal to the first process of a container. The cluster's processes
+// are this machine's: their control groups name the container.
+func signal(t *testing.T, c *kube.Cluster, what syscall.Signal, namespace, pod, container string) {
 	t.Helper()
 	id := c.Kubectl(t, "get", "pod", "-n", namespace, pod, "-o", `jsonpath={.status.containerStatuses[?(@.name=="`+container+`")].containerID}`)
 	_, id, _ = strings.Cut(id, "://")
@@ -243,7 +262,7 @@ func kill(t *testing.T, c *kube.Cluster, namespace, pod, container string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(pid, what); err != nil {
 			t.Fatal(err)
 		}
 		return

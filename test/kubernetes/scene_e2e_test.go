@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -41,16 +43,34 @@ func ownNamespace(t testing.TB, c *kube.Cluster, name string, labels ...string) 
 }
 
 // sufficient fails the test if the API server has forbidden the control plane
-// anything.
+// anything. One that has just started forbids what it has not yet read to be allowed,
+// and namespaces that are being deleted take nothing from anybody.
 func sufficient(ctx context.Context, t testing.TB, c *kube.Cluster) {
 	t.Helper()
+	metrics, err := c.TryKubectl(ctx, "", "get", "--raw", "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var start float64
+	if found := regexp.MustCompile(`(?m)^process_start_time_seconds (\S+)$`).FindStringSubmatch(metrics); found != nil {
+		start, err = strconv.ParseFloat(found[1], 64)
+	}
+	if start == 0 || err != nil {
+		t.Fatalf("the API server does not tell when it started: %v", err)
+	}
+	starts := time.Unix(int64(start), 0)
 	for _, pod := range replicas(t, c) {
 		log, err := c.TryKubectl(ctx, "", "logs", "-n", root, pod.name)
 		if err != nil && !strings.Contains(err.Error(), "NotFound") {
 			t.Error(err)
 		}
 		for line := range strings.Lines(log) {
-			if strings.Contains(strings.ToLower(line), "forbidden") {
+			if !strings.Contains(strings.ToLower(line), "forbidden") || strings.Contains(line, "because it is being terminated") {
+				continue
+			}
+			text, _, _ := strings.Cut(strings.TrimPrefix(line, "time="), " ")
+			at, err := time.Parse(time.RFC3339, text)
+			if err != nil || at.Before(starts) || at.After(starts.Add(20*time.Second)) {
 				t.Errorf("%s: %s", pod.name, line)
 			}
 		}
@@ -138,15 +158,12 @@ func serviceIP(t testing.TB, c *kube.Cluster, namespace, name string) string {
 }
 
 // get is the answer to a GET request, without its body.
-func get(ctx context.Context, client *http.Client, url, host string, headers ...string) (*http.Response, error) {
+func get(ctx context.Context, client *http.Client, url, host string) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
 	r.Host = host
-	for i := 0; i+1 < len(headers); i += 2 {
-		r.Header.Set(headers[i], headers[i+1])
-	}
 	resp, err := client.Do(r)
 	if err != nil {
 		return nil, err
@@ -157,12 +174,13 @@ func get(ctx context.Context, client *http.Client, url, host string, headers ...
 }
 
 // answers waits until a GET request has an answer of that status and, if header is
-// not empty, with that value of it.
-func answers(t testing.TB, c *kube.Cluster, url string, status int, header, value string) {
+// not empty, with that value of it. A host may follow the URL after a space.
+func answers(t testing.TB, c *kube.Cluster, target string, status int, header, value string) {
 	t.Helper()
 	client := c.HTTPClient()
-	eventually(t, url, func() error {
-		resp, err := get(t.Context(), client, url, "")
+	url, host, _ := strings.Cut(target, " ")
+	eventually(t, target, func() error {
+		resp, err := get(t.Context(), client, url, host)
 		if err != nil {
 			return err
 		}
@@ -185,7 +203,7 @@ type load struct {
 }
 
 // pace is between two requests of one kind.
-const pace = 10 * time.Millisecond
+const pace = 20 * time.Millisecond
 
 // startLoad sends requests until the load or the test ends. A host may follow a URL
 // after a space.

@@ -51,6 +51,7 @@ func lab(t *testing.T, c *kube.Cluster, proxy string) {
 	if err := contains(out, "curl, istio-init (init), istio-proxy (init)", "HTTP/1.1 200 OK", `"Hello"`, "header_1: some_value_1", "header_2: another_value", "server: envoy"); err != nil {
 		t.Errorf("curl from a pod: %v", err)
 	}
+	c.Kubectl(t, "wait", "--for=delete", "pod/curl", "--timeout=60s")
 	stats := c.Run(t, "sh", "-c", "kubectl exec -i "+pod+" -c istio-proxy -- curl localhost:15000/stats/prometheus | grep hello")
 	if want := "# TYPE hello_header_counter counter\nhello_header_counter{} 1\n"; stats != want {
 		t.Errorf("stats | grep hello = %q, want %q", stats, want)

@@ -29,34 +29,42 @@ func TestUpdates(t *testing.T) {
 			namespace := "updates-" + proxy
 			ownNamespace(t, c, namespace, "istio-injection=enabled")
 			apply(t, c, namespace, httpbin("httpbin", 1, annotations), "httpbin")
-			updates(t, c, namespace, "http://"+serviceIP(t, c, namespace, "httpbin")+"/get", "")
+			updates(t, c, namespace, "httpbin", "http://"+serviceIP(t, c, namespace, "httpbin")+"/get")
 		})
 	}
+	t.Run("gateway", func(t *testing.T) {
+		t.Parallel()
+		ownNamespace(t, c, "updates")
+		apply(t, c, "updates", httpbin("httpbin", 1, "")+route("updates.example", "httpbin.updates.svc.cluster.local"), "httpbin")
+		gateway := "http://" + gatewayIP(t, c) + "/get updates.example"
+		updates(t, c, root, "istio-ingressgateway", gateway)
+	})
 }
 
-// updates is about the plugin headers of a namespace, at what a URL leads to.
-func updates(t *testing.T, c *kube.Cluster, namespace, url, host string) {
-	target := url
-	if host != "" {
-		target += " " + host
+// updates is about the plugin headers of a namespace, in front of what has that
+// label app; target leads there.
+func updates(t *testing.T, c *kube.Cluster, namespace, app, target string) {
+	patch := func(spec string) {
+		t.Helper()
+		c.Kubectl(t, "patch", "wasmplugin", "-n", namespace, "headers", "--type=merge", "-p", `{"spec":`+spec+`}`)
 	}
+	answers(t, c, target, 200, "", "") // a pod is ready before its application listens
 	load := startLoad(t, c, target)
 	load.flows(t)
 	for i := range cycles {
 		value := strconv.Itoa(i)
-		apply(t, c, namespace, headers("headers", "httpbin", "Cycle", value+".1"))
-		answers(t, c, url, 200, "Cycle", value+".1")
+		apply(t, c, namespace, headers("headers", app, "Cycle", value+".1"))
+		answers(t, c, target, 200, "Cycle", value+".1")
 		current(t, c, namespace, "headers", 1)
-		c.Kubectl(t, "patch", "wasmplugin", "-n", namespace, "headers", "--type=merge", "-p", `{"spec":{"pluginConfig":{"Cycle":"`+value+`.2"}}}`)
-		answers(t, c, url, 200, "Cycle", value+".2")
-		c.Kubectl(t, "patch", "wasmplugin", "-n", namespace, "headers", "--type=merge", "-p",
-			`{"spec":{"url":"oci://`+kube.Registry+`/headers:v2","pluginConfig":{"Cycle":"`+value+`.3"}}}`)
-		answers(t, c, url, 200, "Cycle", value+".3")
-		c.Kubectl(t, "patch", "wasmplugin", "-n", namespace, "headers", "--type=merge", "-p", `{"spec":{"url":"oci://`+kube.Registry+`/not/there:1"}}`)
+		patch(`{"pluginConfig":{"Cycle":"` + value + `.2"}}`)
+		answers(t, c, target, 200, "Cycle", value+".2")
+		patch(`{"url":"oci://` + kube.Registry + `/headers:v2","pluginConfig":{"Cycle":"` + value + `.3"}}`)
+		answers(t, c, target, 200, "Cycle", value+".3")
+		patch(`{"url":"oci://` + kube.Registry + `/not/there:1"}`)
 		condition(t, c, namespace, "headers", "Resolved", "False NotFound")
-		answers(t, c, url, 200, "Cycle", value+".3")
+		answers(t, c, target, 200, "Cycle", value+".3")
 		c.Kubectl(t, "delete", "wasmplugin", "-n", namespace, "headers")
-		answers(t, c, url, 200, "Cycle", "")
+		answers(t, c, target, 200, "Cycle", "")
 	}
 	load.flows(t)
 	load.end(t)
