@@ -79,7 +79,7 @@ images: build envoy ## build the images chandler and chandler-proxy with buildah
 	buildah --storage-driver vfs bud -f deploy/Dockerfile -t chandler .
 	buildah --storage-driver vfs bud -f deploy/proxy.Dockerfile -t chandler-proxy .
 
-bench: build envoy ## benchmarks
+bench: build envoy kube ## benchmarks
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
 		$(GO) test -tags e2e -p 1 -run '^$$' -bench . -timeout 30m ./bench/... | awk -f bench/table.awk
 

@@ -58,7 +58,7 @@ func (f *injectFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.flags.Image, "image", "", "`IMAGE` of chandler")
 	flags.StringVar(&f.flags.EnvoyImage, "envoy-image", "", "`IMAGE` of chandler with an Envoy")
 	flags.StringVar(&f.flags.Proxy, "proxy", "", "`KIND` of the proxy: envoy, or engine, the embedded one (default: engine)")
-	flags.StringVar(&f.pullPolicy, "pull-policy", "", "`POLICY` of pulling images: Always, IfNotPresent or Never (default: Kubernetes')")
+	flags.StringVar(&f.pullPolicy, "pull-policy", "", "`POLICY` of pulling images: Always, IfNotPresent or Never (default IfNotPresent)")
 	flags.StringSliceVar(&f.flags.PullSecrets, "pull-secret", nil, "`SECRET` to pull images with; may be repeated")
 	flags.StringVar(&f.flags.Revision, "revision", "", "`REVISION` of the control plane (default: default)")
 	flags.StringVar(&f.flags.RootNamespace, "root-namespace", "", "`NAMESPACE` of the control plane (default: istio-system)")

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -113,12 +112,9 @@ func (c calls) openGRPC(call proxywasm.GRPCCall, events proxywasm.GRPCEvents, un
 		return nil, status
 	}
 	g := &grpcStream{events: events, unary: unary, target: target, head: grpcHead(call, target)}
-	g.ctx, g.cancel = context.WithCancel(c.s.ctx)
-	if call.Timeout > 0 {
-		g.ctx, g.cancel = context.WithTimeout(c.s.ctx, call.Timeout)
-	}
+	g.ctx, g.cancel = callContext(c.s.ctx, call.Timeout)
 	g.moved = sync.NewCond(&g.mu)
-	host := target.cluster.Choose(netip.AddrPort{}, nil, 0)
+	host := target.cluster.Choose(upstream.Wanted{})
 	if host == nil { // Envoy fails the call, and yet tells of its end
 		target.cluster.Stats.NoneHealthy.Inc()
 		g.refused(503, "no healthy upstream", "no_healthy_upstream")

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -71,20 +70,25 @@ func (c calls) HTTPCall(call proxywasm.HTTPCall, answer func(proxywasm.HTTPAnswe
 	if cluster == nil {
 		return nil, abi.BadArgument
 	}
-	host := cluster.Choose(netip.AddrPort{}, nil, 0)
+	host := cluster.Choose(upstream.Wanted{})
 	if host == nil {
 		cluster.Stats.NoneHealthy.Inc()
 		return nil, abi.InternalFailure
 	}
-	ctx, cancel := context.WithCancel(c.s.ctx)
-	if call.Timeout > 0 {
-		ctx, cancel = context.WithTimeout(c.s.ctx, call.Timeout)
-	}
+	ctx, cancel := callContext(c.s.ctx, call.Timeout)
 	c.s.workers.Go(func() {
 		defer cancel()
 		answer(send(ctx, cluster, host, call))
 	})
 	return cancel, abi.OK
+}
+
+// callContext is that of a plugin's call; 0 is no limit. It must be cancelled.
+func callContext(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	if timeout > 0 {
+		return context.WithTimeout(ctx, timeout)
+	}
+	return context.WithCancel(ctx)
 }
 
 // send makes the call and waits for all of the answer.
@@ -96,7 +100,11 @@ func send(ctx context.Context, cluster *upstream.Cluster, host *upstream.Host, c
 	}
 	addInternal(fields, call.Timeout)
 	began := time.Now()
-	x, err := host.Start(ctx, upstream.Request{Fields: fields, End: end})
+	var names []string
+	for _, t := range call.Trailers {
+		names = append(names, t.Key)
+	}
+	x, err := host.Start(ctx, upstream.Request{Fields: fields, End: end, Trailers: names})
 	if err != nil {
 		return failedAnswer(ctx, err)
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 )
@@ -385,7 +386,7 @@ func logLines(t *testing.T, file string, n int) []string {
 	for deadline := time.Now().Add(15 * time.Second); ; {
 		raw, err := os.ReadFile(file)
 		lines := strings.Split(strings.TrimSuffix(string(raw), "\n"), "\n")
-		if err == nil && len(lines) >= n {
+		if err == nil && len(raw) > 0 && len(lines) >= n {
 			for i, l := range lines {
 				l = logTime.ReplaceAllString(anyID.ReplaceAllString(l, "(id)"), "[time]")
 				lines[i] = logMillis.ReplaceAllString(l, `$1 (ms) (ms) "`)
@@ -398,4 +399,98 @@ func logLines(t *testing.T, file string, n int) []string {
 		}
 		<-time.After(20 * time.Millisecond)
 	}
+}
+
+const faultOf = `fault: {"@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, abort: {http_status: %d, percentage: {numerator: 100}}}`
+
+// levelRoutes speaks to filters on all levels of a route: the configuration, the virtual
+// host, the route and the weighted cluster.
+func levelRoutes() string {
+	weighted := func(path, filters, ofRoute string) string {
+		return fmt.Sprintf(`
+  - match: {prefix: %s}
+    typed_per_filter_config: {%s}
+    route:
+      timeout: 0s
+      weighted_clusters: {clusters: [{name: none, weight: 0}, {name: backend, weight: 1, typed_per_filter_config: {%s}}]}`, path, ofRoute, filters)
+	}
+	const typed = `{"@type": type.googleapis.com/envoy.`
+	cors := func(fields string) string {
+		return `cors: ` + typed + `extensions.filters.http.cors.v3.CorsPolicy, ` + fields + `}`
+	}
+	const off, on, only = typed + `config.route.v3.FilterConfig, disabled: true}`, typed + `config.route.v3.FilterConfig, config: {}}`,
+		typed + `extensions.filters.http.rbac.v3.RBACPerRoute, rbac: {rules: {policies: {get: {permissions: [{header: {name: ":method", string_match: {exact: GET}}}], principals: [{any: true}]}}}}}`
+	return `
+name: routes
+typed_per_filter_config:
+  ` + fmt.Sprintf(faultOf, 410) + `
+  ` + cors(`max_age: "7", expose_headers: x-all, allow_methods: PUT, allow_origin_string_match: [{exact: "https://wide.example"}]`) + `
+virtual_hosts:
+- name: bare
+  domains: [bare.example]
+  routes:
+  - {match: {prefix: /}, route: {cluster: backend, timeout: 0s}}
+- name: all
+  domains: ["*"]
+  typed_per_filter_config:
+    ` + fmt.Sprintf(faultOf, 411) + `
+    plugin: ` + off + `
+    ` + cors(`allow_headers: "*", allow_credentials: true, forward_not_matching_preflights: false`) + `
+  routes:` + weighted("/host", "", "") + weighted("/route", "", fmt.Sprintf(faultOf, 412)) +
+		weighted("/weighted", fmt.Sprintf(faultOf, 413), fmt.Sprintf(faultOf, 412)) + weighted("/off", "fault: "+off, fmt.Sprintf(faultOf, 412)) +
+		weighted("/plugin", "plugin: "+on, "fault: "+off) + weighted("/rbac", "rbac: "+only, "fault: "+off) +
+		weighted("/free", "rbac: "+typed+"extensions.filters.http.rbac.v3.RBACPerRoute}", "fault: "+off) +
+		weighted("/cors", cors(`allow_origin_string_match: [{exact: "https://a.example"}]`), "fault: "+off+", "+cors(`allow_methods: "*", allow_credentials: false`)) +
+		weighted("/wide-cors", "", "fault: "+off) + `
+  - {match: {prefix: /direct}, direct_response: {status: 200}, typed_per_filter_config: {` + cors(`allow_origin_string_match: [{exact: "*"}]`) + `, fault: ` + off + `}}`
+}
+
+// TestRouteLevelsLikeEnvoy has every level of a route speak to filters: the most specific one counts.
+func TestRouteLevelsLikeEnvoy(t *testing.T) {
+	back := rawBackend(t)
+	module, err := filepath.Abs(wasmDir + "addheader.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startPair(t, func(port int) []proto.Message {
+		return []proto.Message{
+			staticCluster(t, "backend", back), staticCluster(t, "none"), parse(t, levelRoutes(), new(routev3.RouteConfiguration)),
+			wasmExtension(t, module, ""), httpListener(t, "main", port, filtersByRoute, "stream_idle_timeout: 0s"),
+		}
+	})
+	preflight := func(path, origin string) string {
+		return request("OPTIONS", path, "", "Origin: "+origin, "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: x-a")
+	}
+	requests := map[string]string{"configuration": "GET / HTTP/1.1\r\nHost: bare.example\r\n\r\n", "unknown": request("GET", "/nothing", ""), "denied": request("POST", "/rbac", "")}
+	for _, path := range []string{"host", "route", "weighted", "off", "plugin", "rbac", "free", "cors", "wide-cors", "direct"} {
+		requests[path] = request("GET", "/"+path, "")
+		for name, origin := range map[string]string{"a": "https://a.example", "wide": "https://wide.example", "other": "https://other.example"} {
+			requests[path+" from "+name] = request("GET", "/"+path, "", "Origin: "+origin)
+			requests[path+" preflight of "+name] = preflight("/"+path, origin)
+		}
+	}
+	p.same(t, requests)
+}
+
+// TestRequireTLSLikeEnvoy sends clients to HTTPS, whether there is a route for what they want or not.
+func TestRequireTLSLikeEnvoy(t *testing.T) {
+	back := rawBackend(t)
+	p := startPair(t, func(port int) []proto.Message {
+		return []proto.Message{
+			staticCluster(t, "backend", back), httpListener(t, "main", port, "", "stream_idle_timeout: 0s"), parse(t, `
+name: routes
+response_headers_to_add: [{header: {key: x-all, value: "1"}}]
+virtual_hosts:
+- name: all
+  domains: ["*"]
+  require_tls: ALL
+  response_headers_to_add: [{header: {key: x-host, value: "1"}}]
+  routes:
+  - {match: {prefix: /a}, route: {cluster: backend}, response_headers_to_add: [{header: {key: x-route, value: "1"}}]}`, new(routev3.RouteConfiguration)),
+		}
+	})
+	p.same(t, map[string]string{
+		"route": request("GET", "/a?b", ""), "no route": request("GET", "/b?c", ""), "https": request("GET", "/a", "", "X-Forwarded-Proto: https"),
+		"no route over https": request("GET", "/b", "", "X-Forwarded-Proto: https"), "port": "GET /b HTTP/1.1\r\nHost: h:80\r\n\r\n",
+	})
 }

@@ -2,6 +2,7 @@ package proxywasm
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/chandler-proxy/chandler/internal/abi"
 )
@@ -146,16 +147,28 @@ type body struct {
 	open    bool   // the guest may change visible
 	own     bool   // visible is no one else's memory
 	keep    bool   // the next chunk adds to visible
+
+	room   *sync.Pool // of *[]byte, to hold bodies in; may be nil
+	memory *[]byte    // of room: that of visible if that is the body's own, and of what was taken last
 }
+
+// maxKept is the most memory of a body that is kept for others.
+const maxKept = 64 << 10
 
 // set is proxy_set_buffer_bytes.
 func (b *body) set(start, size uint32, value []byte) abi.Status {
 	n := uint64(len(b.visible))
 	switch {
+	case start == 0 && uint64(size) >= n:
+		to := b.visible[:0]
+		if !b.own {
+			to = b.empty()
+		}
+		b.visible, b.own = append(to, value...), true
+	case start == 0 && b.own && int(size) == len(value):
+		copy(b.visible, value)
 	case start == 0:
-		rest := b.visible[min(uint64(size), n):]
-		b.visible = slices.Concat(value, rest)
-		b.own = true
+		b.visible, b.own = slices.Concat(value, b.visible[size:]), true
 	case uint64(start) >= n:
 		b.claim()
 		b.visible = append(b.visible, value...)
@@ -180,18 +193,43 @@ func (b *body) add(chunk []byte) {
 // claim copies visible, if it is someone else's memory.
 func (b *body) claim() {
 	if !b.own {
-		b.visible, b.own = slices.Clone(b.visible), true
+		b.visible, b.own = append(b.empty(), b.visible...), true
 	}
 }
 
-// take returns all that was held back, and leaves nothing.
+// empty is memory for visible, while that is in someone else's.
+func (b *body) empty() []byte {
+	if b.room == nil {
+		return nil
+	}
+	if b.memory == nil {
+		if b.memory, _ = b.room.Get().(*[]byte); b.memory == nil {
+			b.memory = new([]byte)
+		}
+	}
+	return (*b.memory)[:0]
+}
+
+// take returns all that was held back, and leaves nothing. What it returns is changed
+// by what is done with the body next.
 func (b *body) take() []byte {
 	data := b.visible
+	if b.own && b.memory != nil && cap(data) > cap(*b.memory) {
+		*b.memory = data[:0]
+	}
 	if len(b.pending) > 0 {
 		data = append(b.pending, data...)
 	}
-	*b = body{}
+	*b = body{room: b.room, memory: b.memory}
 	return data
+}
+
+// done lets others have the memory of a body of which nothing is held back.
+func (b *body) done() {
+	if b.memory != nil && b.size() == 0 && cap(*b.memory) <= maxKept {
+		b.room.Put(b.memory)
+		b.memory = nil
+	}
 }
 
 // hold keeps the guest's bytes until it lets them go, as its answer says.

@@ -42,6 +42,7 @@ type Host struct {
 	deadline time.Duration
 	env      map[string]*hostFunc // proxy_* and the like, by name
 	wasi     map[string]*hostFunc
+	bodies   sync.Pool // of *[]byte, see body
 
 	flight  singleflight.Group
 	mu      sync.Mutex

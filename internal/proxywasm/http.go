@@ -79,6 +79,7 @@ func (p *Plugin) NewHTTP(host HTTPHost) *HTTP {
 		return s
 	}
 	s.c.http, s.c.root = s, r
+	s.req.body.room, s.resp.body.room = &in.vm.host.bodies, &in.vm.host.bodies
 	in.enter(&s.c)
 	p.streams.Add(1)
 	return s
@@ -123,7 +124,8 @@ func (s *HTTP) OnRequestHeaders(h Headers, end bool) Action {
 }
 
 // OnRequestBody is proxy_on_request_body. It returns what goes on, which may be more
-// or less than the chunk, and may share its memory.
+// or less than the chunk, may share its memory, and is good until the next call for the
+// same direction, or Close.
 //
 // https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1#proxy_on_request_body
 func (s *HTTP) OnRequestBody(chunk []byte, end bool) ([]byte, Action) {
@@ -147,7 +149,8 @@ func (s *HTTP) OnResponseHeaders(h Headers, end bool) Action {
 }
 
 // OnResponseBody is proxy_on_response_body. It returns what goes on, which may be more
-// or less than the chunk, and may share its memory.
+// or less than the chunk, may share its memory, and is good until the next call for the
+// same direction, or Close.
 //
 // https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1#proxy_on_response_body
 func (s *HTTP) OnResponseBody(chunk []byte, end bool) ([]byte, Action) {
@@ -372,7 +375,8 @@ func (c *Context) continued(dir abi.Stream) {
 	}
 }
 
-// Resume returns what was held back of a direction that the host was told to Continue.
+// Resume returns what was held back of a direction that the host was told to Continue,
+// as long-lived as what OnRequestBody returns.
 // If that were its headers, they go on now, and what came after them meanwhile is
 // shown to the guest: its action is that of this.
 func (s *HTTP) Resume(dir abi.Stream) ([]byte, Action) {
@@ -446,6 +450,8 @@ func (s *HTTP) Close() {
 		s.c.in.call(&s.c, onDone, s.c.id)
 	}
 	s.c.remove()
+	s.req.body.done()
+	s.resp.body.done()
 	s.c.root.plugin.end()
 }
 

@@ -178,6 +178,46 @@ func TestBodyGoesOn(t *testing.T) {
 	}
 }
 
+// Bodies take memory from one another when they are done, and show nothing of it.
+func TestBodyMemory(t *testing.T) {
+	h := newHarness(t, abi.V021)
+	for i, body := range []string{"abcdefgh", "xy", "abcdefghijkl"} {
+		s := h.plugin.NewHTTP(&fakeHTTP{})
+		s.OnRequestHeaders(request(), false)
+		in := []byte(body[:1])
+		h.on["proxy_on_request_body"] = returns(1)
+		s.OnRequestBody(in, false)
+		in[0] = '!'
+		h.within("proxy_on_request_body", func() uint32 {
+			h.doAll(call1("proxy_set_buffer_bytes", "(OK)", 0, 0, 1, "Z"), // as much as is replaced
+				call1("proxy_get_buffer_bytes", `(value="Z`+body[1:]+`",OK)`, 0, 0, 100),
+				call1("proxy_set_buffer_bytes", "(OK)", 0, 0, 1, "12"), // more
+				call1("proxy_get_buffer_bytes", `(value="12`+body[1:]+`",OK)`, 0, 0, 100),
+				call1("proxy_set_buffer_bytes", "(OK)", 0, 0, 100, "all"), // everything
+				call1("proxy_set_buffer_bytes", "(OK)", 0, 3, 0, body),    // at its end
+				call1("proxy_get_buffer_bytes", `(value="all`+body+`",OK)`, 0, 0, 100))
+			return 0
+		}, func() {
+			if out, act := s.OnRequestBody([]byte(body[1:]), false); string(out) != "all"+body || act != Continue {
+				t.Errorf("%d: body = %q, %v", i, out, act)
+			}
+		})
+		chunk := []byte("next")
+		h.within("proxy_on_request_body", func() uint32 {
+			h.doAll(call1("proxy_set_buffer_bytes", "(OK)", 0, 0, 4, "NEXT!"))
+			return 0
+		}, func() {
+			if out, act := s.OnRequestBody(chunk, true); string(out) != "NEXT!" || act != Continue {
+				t.Errorf("%d: rest = %q, %v", i, out, act)
+			}
+		})
+		if string(chunk) != "next" {
+			t.Errorf("%d: what was shown was changed in place: %q", i, chunk)
+		}
+		s.Close()
+	}
+}
+
 // resume has the guest continue the stream from outside of its callbacks.
 func (h *harness) resume(s *HTTP, dir abi.Stream) {
 	h.Helper()

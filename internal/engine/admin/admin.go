@@ -104,7 +104,12 @@ func (s *Server) handler() http.Handler {
 		writeMessage(w, s.Source.ServerInfo(), true) // its state LIVE is the default
 	})
 	post("/logging", s.logging)
-	post("/quitquitquit", ok(func(*http.Request) { s.Source.Quit() }))
+	post("/quitquitquit", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "3") // complete when flushed: the server ends with what follows
+		_, _ = w.Write([]byte("OK\n"))
+		_ = http.NewResponseController(w).Flush() // who asked may be gone; told is told
+		s.Source.Quit()
+	})
 	post("/healthcheck/fail", ok(func(*http.Request) { s.Source.FailHealth(true) }))
 	post("/healthcheck/ok", ok(func(*http.Request) { s.Source.FailHealth(false) }))
 	post("/drain_listeners", ok(func(r *http.Request) { s.Source.StopListening(r.URL.Query().Has("graceful")) }))

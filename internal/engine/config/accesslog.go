@@ -21,13 +21,14 @@ import (
 type AccessLog struct {
 	Path string // of a file; /dev/stdout and /dev/stderr are the process's own
 
+	wants func(*Entry) bool // nil for all
 	text  []logPart
 	json  map[string]any // of []logPart or such maps
 	empty string         // what is written in place of a value that there is not
 	omit  bool
 }
 
-// An Entry is what a line can tell of a request.
+// An Entry is what a line can tell of a request, or of a connection.
 type Entry struct {
 	Request, Response, Trailers Headers // Response and Trailers may be nil
 	Protocol                    string
@@ -60,13 +61,17 @@ const defaultLog = `[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:P
 func (d *decoder) accessLogs(path string, list []*accesslogv3.AccessLog) []*AccessLog {
 	var out []*AccessLog
 	for i, m := range list {
-		out = append(out, d.accessLog(in(at(path, i), "typed_config"), m))
+		out = append(out, d.accessLog(at(path, i), m))
 	}
 	return out
 }
 
 func (d *decoder) accessLog(path string, m *accesslogv3.AccessLog) *AccessLog {
 	l := &AccessLog{empty: "-"}
+	if m.GetFilter() != nil {
+		l.wants = d.logFilter(in(path, "filter"), m.GetFilter())
+	}
+	path = in(path, "typed_config")
 	var format *corev3.SubstitutionFormatString
 	switch typeOf(m.GetTypedConfig()) {
 	case "envoy.extensions.access_loggers.file.v3.FileAccessLog":
@@ -238,6 +243,9 @@ func logValues() map[string]func(*Entry) (any, bool) {
 		"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":         text(func(e *Entry) string { return host(e.Local) }),
 	}
 }
+
+// Wants reports whether the log has a line for that request.
+func (l *AccessLog) Wants(e *Entry) bool { return l.wants == nil || l.wants(e) }
 
 // Line is the line for a request, with its end.
 func (l *AccessLog) Line(e *Entry) []byte {

@@ -34,7 +34,7 @@ var understood = map[protoreflect.FullName]string{
 	// Listeners.
 	"envoy.config.listener.v3.Listener": "name address filter_chains default_filter_chain use_original_dst " +
 		"per_connection_buffer_limit_bytes metadata bind_to_port listener_filters listener_filters_timeout " +
-		"continue_on_listener_filters_timeout traffic_direction",
+		"continue_on_listener_filters_timeout traffic_direction access_log",
 	"envoy.config.listener.v3.Listener.DeprecatedV1":                                       "bind_to_port",
 	"envoy.config.listener.v3.ListenerFilter":                                              "name typed_config filter_disabled",
 	"envoy.config.listener.v3.ListenerFilterChainMatchPredicate":                           "or_match and_match not_match any_match destination_port_range",
@@ -45,14 +45,24 @@ var understood = map[protoreflect.FullName]string{
 	"envoy.extensions.filters.listener.original_dst.v3.OriginalDst":                        "",
 	"envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector":                      "",
 	"envoy.extensions.filters.listener.http_inspector.v3.HttpInspector":                    "",
-	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                               "stat_prefix cluster weighted_clusters idle_timeout",
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                               "stat_prefix cluster weighted_clusters idle_timeout hash_policy access_log",
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster":               "clusters",
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight": "name weight",
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "codec_type stat_prefix rds route_config http_filters " +
 		"use_remote_address xff_num_trusted_hops skip_xff_append server_name normalize_path merge_slashes " +
 		"forward_client_cert_details set_current_client_cert_details stream_idle_timeout upgrade_configs " +
 		"generate_request_id preserve_external_request_id always_set_request_id_in_response access_log",
-	"envoy.config.accesslog.v3.AccessLog":                                                                           "name typed_config",
+	"envoy.config.accesslog.v3.AccessLog":                                                                           "name filter typed_config",
+	"envoy.config.accesslog.v3.AccessLogFilter":                                                                     "status_code_filter duration_filter not_health_check_filter and_filter or_filter header_filter response_flag_filter",
+	"envoy.config.accesslog.v3.StatusCodeFilter":                                                                    "comparison",
+	"envoy.config.accesslog.v3.DurationFilter":                                                                      "comparison",
+	"envoy.config.accesslog.v3.ComparisonFilter":                                                                    "op value",
+	"envoy.config.core.v3.RuntimeUInt32":                                                                            "default_value runtime_key",
+	"envoy.config.accesslog.v3.NotHealthCheckFilter":                                                                "",
+	"envoy.config.accesslog.v3.AndFilter":                                                                           "filters",
+	"envoy.config.accesslog.v3.OrFilter":                                                                            "filters",
+	"envoy.config.accesslog.v3.HeaderFilter":                                                                        "header",
+	"envoy.config.accesslog.v3.ResponseFlagFilter":                                                                  "flags",
 	"envoy.extensions.access_loggers.file.v3.FileAccessLog":                                                         "path format log_format",
 	"envoy.extensions.access_loggers.stream.v3.StdoutAccessLog":                                                     "log_format",
 	"envoy.extensions.access_loggers.stream.v3.StderrAccessLog":                                                     "log_format",
@@ -77,7 +87,8 @@ var understood = map[protoreflect.FullName]string{
 
 	// Routes.
 	"envoy.config.route.v3.RouteConfiguration": "name virtual_hosts response_headers_to_add response_headers_to_remove request_headers_to_add " +
-		"request_headers_to_remove most_specific_header_mutations_wins validate_clusters max_direct_response_body_size_bytes ignore_port_in_host_matching",
+		"request_headers_to_remove most_specific_header_mutations_wins validate_clusters max_direct_response_body_size_bytes ignore_port_in_host_matching " +
+		"typed_per_filter_config",
 	"envoy.config.route.v3.VirtualHost": "name domains routes require_tls request_headers_to_add request_headers_to_remove " +
 		"response_headers_to_add response_headers_to_remove include_request_attempt_count metadata typed_per_filter_config",
 	"envoy.config.route.v3.Route": "name match route redirect direct_response metadata typed_per_filter_config request_headers_to_add request_headers_to_remove " +
@@ -86,14 +97,22 @@ var understood = map[protoreflect.FullName]string{
 	"envoy.config.route.v3.HeaderMatcher":         "name string_match range_match present_match invert_match treat_missing_header_as_empty",
 	"envoy.config.route.v3.QueryParameterMatcher": "name string_match present_match",
 	"envoy.config.route.v3.RouteAction": "cluster weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite " +
-		"host_rewrite_literal timeout retry_policy request_mirror_policies",
-	"envoy.config.route.v3.RouteAction.RequestMirrorPolicy": "cluster runtime_fraction trace_sampled disable_shadow_host_suffix_append",
-	"envoy.config.route.v3.FilterConfig":                    "config disabled is_optional",
-	"envoy.config.core.v3.RuntimeFractionalPercent":         "default_value",
-	"envoy.type.v3.FractionalPercent":                       "numerator denominator",
-	"envoy.config.route.v3.WeightedCluster":                 "clusters total_weight",
+		"host_rewrite_literal timeout retry_policy request_mirror_policies hash_policy",
+	"envoy.config.route.v3.RouteAction.HashPolicy":                      "header cookie connection_properties query_parameter terminal",
+	"envoy.config.route.v3.RouteAction.HashPolicy.Header":               "header_name regex_rewrite",
+	"envoy.config.route.v3.RouteAction.HashPolicy.Cookie":               "name ttl path attributes",
+	"envoy.config.route.v3.RouteAction.HashPolicy.CookieAttribute":      "name value",
+	"envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties": "source_ip",
+	"envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter":       "name",
+	"envoy.type.v3.HashPolicy":                                          "source_ip",
+	"envoy.type.v3.HashPolicy.SourceIp":                                 "",
+	"envoy.config.route.v3.RouteAction.RequestMirrorPolicy":             "cluster runtime_fraction trace_sampled disable_shadow_host_suffix_append",
+	"envoy.config.route.v3.FilterConfig":                                "config disabled is_optional",
+	"envoy.config.core.v3.RuntimeFractionalPercent":                     "default_value",
+	"envoy.type.v3.FractionalPercent":                                   "numerator denominator",
+	"envoy.config.route.v3.WeightedCluster":                             "clusters total_weight",
 	"envoy.config.route.v3.WeightedCluster.ClusterWeight": "name weight request_headers_to_add request_headers_to_remove " +
-		"response_headers_to_add response_headers_to_remove host_rewrite_literal",
+		"response_headers_to_add response_headers_to_remove host_rewrite_literal typed_per_filter_config",
 	"envoy.config.route.v3.RetryPolicy":                                    "retry_on num_retries per_try_timeout retry_host_predicate host_selection_retry_max_attempts retriable_status_codes retry_back_off",
 	"envoy.config.route.v3.RetryPolicy.RetryHostPredicate":                 "name typed_config",
 	"envoy.config.route.v3.RetryPolicy.RetryBackOff":                       "base_interval max_interval",
@@ -103,7 +122,9 @@ var understood = map[protoreflect.FullName]string{
 
 	// Clusters.
 	"envoy.config.cluster.v3.Cluster": "name alt_stat_name type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment " +
-		"circuit_breakers outlier_detection common_lb_config typed_extension_protocol_options dns_refresh_rate respect_dns_ttl dns_lookup_family upstream_bind_config transport_socket metadata",
+		"ring_hash_lb_config maglev_lb_config circuit_breakers outlier_detection common_lb_config typed_extension_protocol_options dns_refresh_rate respect_dns_ttl dns_lookup_family upstream_bind_config transport_socket metadata",
+	"envoy.config.cluster.v3.Cluster.RingHashLbConfig":   "minimum_ring_size hash_function maximum_ring_size",
+	"envoy.config.cluster.v3.Cluster.MaglevLbConfig":     "table_size",
 	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":   "eds_config service_name",
 	"envoy.config.cluster.v3.CircuitBreakers":            "thresholds",
 	"envoy.config.cluster.v3.CircuitBreakers.Thresholds": "priority max_connections max_pending_requests max_requests max_retries track_remaining",

@@ -42,6 +42,7 @@ type Cluster struct {
 	Timeout     time.Duration // how long to wait for them at first; 0 is forever
 	Connect     time.Duration
 	Balance     clusterv3.Cluster_LbPolicy
+	Hashing     Hashing    // of RING_HASH and MAGLEV
 	Endpoints   []Endpoint // of Static and DNS
 	DNSRefresh  time.Duration
 	FirstOnly   bool // of the addresses of a name, of DNS, the first is used
@@ -99,6 +100,7 @@ func DecodeCluster(m *clusterv3.Cluster) (*Cluster, error) {
 	}
 	d.discovery(m, c)
 	d.balance(c)
+	c.Hashing = d.hashing(m)
 	c.Limits = limits(m.GetCircuitBreakers())
 	c.Outliers = d.outliers("outlier_detection", m.GetOutlierDetection())
 	c.Panic = defaultPanic
@@ -152,7 +154,7 @@ func (d *decoder) discovery(m *clusterv3.Cluster, c *Cluster) {
 
 func (d *decoder) balance(c *Cluster) {
 	switch c.Balance {
-	case clusterv3.Cluster_ROUND_ROBIN, clusterv3.Cluster_LEAST_REQUEST, clusterv3.Cluster_RANDOM:
+	case clusterv3.Cluster_ROUND_ROBIN, clusterv3.Cluster_LEAST_REQUEST, clusterv3.Cluster_RANDOM, clusterv3.Cluster_RING_HASH, clusterv3.Cluster_MAGLEV:
 		if c.Discovery == OriginalDst {
 			d.fail("lb_policy", "%s does not go with ORIGINAL_DST", c.Balance)
 		}

@@ -45,6 +45,8 @@ type Listener struct {
 	Chains  []*FilterChain
 	Default *FilterChain // when no other matches; may be nil
 
+	AccessLogs []*AccessLog // of connections
+
 	Message *listenerv3.Listener
 }
 
@@ -82,6 +84,8 @@ type TCP struct {
 	StatPrefix string
 	Clusters   []Weighted
 	Idle       time.Duration // 0 for no limit
+	Hash       HashRules
+	AccessLogs []*AccessLog
 }
 
 // A Weighted is a cluster with a share of the traffic.
@@ -92,6 +96,7 @@ type Weighted struct {
 	// Of HTTP only.
 	Request, Response Mutations
 	HostRewrite       string
+	PerFilter         map[string]*PerRoute // by name of the filter
 }
 
 // DecodeListener decodes a listener.
@@ -128,6 +133,7 @@ func DecodeListener(m *listenerv3.Listener) (*Listener, error) {
 	if l.Default == nil && len(l.Chains) == 0 {
 		d.fail("filter_chains", "there are none")
 	}
+	l.AccessLogs = d.accessLogs("access_log", m.GetAccessLog())
 	d.distinct(l.Chains)
 	if d.err != nil {
 		return nil, d.err
@@ -329,7 +335,11 @@ func (d *decoder) networkFilter(path string, f *listenerv3.Filter, last bool, c 
 }
 
 func (d *decoder) tcp(path string, m *tcpproxyv3.TcpProxy) *TCP {
-	t := &TCP{StatPrefix: m.GetStatPrefix(), Idle: duration(m.GetIdleTimeout(), defaultTCPIdle)}
+	t := &TCP{
+		StatPrefix: m.GetStatPrefix(), Idle: duration(m.GetIdleTimeout(), defaultTCPIdle),
+		Hash:       d.connectionHash(in(path, "hash_policy"), m.GetHashPolicy()),
+		AccessLogs: d.accessLogs(in(path, "access_log"), m.GetAccessLog()),
+	}
 	if m.GetCluster() != "" {
 		t.Clusters = []Weighted{{Cluster: m.GetCluster(), Weight: 1}}
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -14,10 +15,12 @@ import (
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// PerRoute is what a route or a virtual host says to one filter, which has its name.
-// What is nil leaves the filter as it is.
+// PerRoute is what one level of a route says to one filter, which has its name: a weighted
+// cluster, the route, its virtual host, or the route configuration. What is nil leaves the
+// filter as it is.
 type PerRoute struct {
 	Disabled bool
 	Fault    *Fault
@@ -44,9 +47,26 @@ type CORS struct {
 	Origins          []StringMatch
 	Methods, Headers string
 	Expose, MaxAge   string
-	Credentials      bool
-	ForwardUnmatched bool // preflights of other origins go to the upstream
+	Credentials      *bool // nil if it is not said: then they are not allowed
+	ForwardUnmatched *bool // preflights of other origins go to the upstream; nil for yes
 	Share            Share
+}
+
+// Under is c, with what it does not say taken from the policy of a wider level, which may
+// be nil. The share of the requests that it is for is its own.
+func (c *CORS) Under(wider *CORS) *CORS {
+	if wider == nil {
+		return c
+	}
+	all := *c
+	if len(all.Origins) == 0 {
+		all.Origins = wider.Origins
+	}
+	all.Methods, all.Headers = cmp.Or(all.Methods, wider.Methods), cmp.Or(all.Headers, wider.Headers)
+	all.Expose, all.MaxAge = cmp.Or(all.Expose, wider.Expose), cmp.Or(all.MaxAge, wider.MaxAge)
+	all.Credentials = cmp.Or(all.Credentials, wider.Credentials)
+	all.ForwardUnmatched = cmp.Or(all.ForwardUnmatched, wider.ForwardUnmatched)
+	return &all
 }
 
 // A Share is a part of all requests.
@@ -89,6 +109,9 @@ func (d *decoder) perFilter(path string, a *anypb.Any) *PerRoute {
 		case m.GetDisabled():
 			return &PerRoute{Disabled: true}
 		case m.GetConfig() == nil:
+			d.fail(path, "neither disabled nor config is set")
+			return nil
+		case m.GetConfig().GetTypeUrl() == "": // enabled here, though it may be disabled on a wider level
 			return &PerRoute{}
 		}
 		return d.perFilter(in(path, "config"), m.GetConfig())
@@ -103,9 +126,6 @@ func (d *decoder) perFilter(path string, a *anypb.Any) *PerRoute {
 	case "envoy.extensions.filters.http.rbac.v3.RBACPerRoute":
 		m := new(httprbacv3.RBACPerRoute)
 		d.unpack(path, a, m)
-		if m.GetRbac() == nil {
-			return &PerRoute{Disabled: true}
-		}
 		return &PerRoute{RBAC: d.rbac(in(path, "rbac.rules"), m.GetRbac().GetRules(), HTTPStream)}
 	}
 	d.fail(path, "%s is not supported by the engine for a route", typeOf(a))
@@ -139,14 +159,20 @@ func (d *decoder) fault(path string, m *faultv3.HTTPFault) *Fault {
 func (d *decoder) cors(path string, m *corsv3.CorsPolicy) *CORS {
 	c := &CORS{
 		Methods: m.GetAllowMethods(), Headers: m.GetAllowHeaders(), Expose: m.GetExposeHeaders(), MaxAge: m.GetMaxAge(),
-		Credentials:      m.GetAllowCredentials().GetValue(),
-		ForwardUnmatched: m.GetForwardNotMatchingPreflights() == nil || m.GetForwardNotMatchingPreflights().GetValue(),
-		Share:            d.fraction(in(path, "filter_enabled"), m.GetFilterEnabled()),
+		Credentials: optional(m.GetAllowCredentials()), ForwardUnmatched: optional(m.GetForwardNotMatchingPreflights()),
+		Share: d.fraction(in(path, "filter_enabled"), m.GetFilterEnabled()),
 	}
 	for i, o := range m.GetAllowOriginStringMatch() {
 		c.Origins = append(c.Origins, d.stringMatch(at(in(path, "allow_origin_string_match"), i), o))
 	}
 	return c
+}
+
+func optional(v *wrapperspb.BoolValue) *bool {
+	if v == nil {
+		return nil
+	}
+	return new(v.GetValue())
 }
 
 // fraction is a share that may be changed at runtime, which the engine's never is.

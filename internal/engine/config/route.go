@@ -33,8 +33,9 @@ type Routes struct {
 	Name              string
 	Hosts             []*VirtualHost
 	Request, Response Mutations
-	PerFilter         bool // some virtual host or route says something to a filter
-	SpecificWins      bool // the mutations of the route come after those of the virtual host
+	PerFilter         map[string]*PerRoute // by name of the filter
+	AnyPerFilter      bool                 // this, a virtual host, a route or a weighted cluster says something to a filter
+	SpecificWins      bool                 // the mutations of the route come after those of the virtual host
 	IgnorePort        bool
 	Message           *routev3.RouteConfiguration
 
@@ -88,6 +89,7 @@ type Forward struct {
 	Timeout     time.Duration // 0 for none
 	Retry       Retry
 	Mirrors     []Mirror
+	Hash        HashRules
 }
 
 // A Retry says which attempts are made again.
@@ -159,6 +161,7 @@ func (d *decoder) routes(path string, m *routev3.RouteConfiguration) *Routes {
 	r := &Routes{
 		Name: m.GetName(), Message: m, IgnorePort: m.GetIgnorePortInHostMatching(),
 		SpecificWins: m.GetMostSpecificHeaderMutationsWins(),
+		PerFilter:    d.perRoute(in(path, "typed_per_filter_config"), m.GetTypedPerFilterConfig()),
 		Request:      d.mutations(path, "request", m.GetRequestHeadersToAdd(), m.GetRequestHeadersToRemove()),
 		Response:     d.mutations(path, "response", m.GetResponseHeadersToAdd(), m.GetResponseHeadersToRemove()),
 		exact:        map[string]*VirtualHost{},
@@ -167,6 +170,7 @@ func (d *decoder) routes(path string, m *routev3.RouteConfiguration) *Routes {
 	if m.GetMaxDirectResponseBodySizeBytes() != nil {
 		limit = int(m.GetMaxDirectResponseBodySizeBytes().GetValue())
 	}
+	r.AnyPerFilter = len(r.PerFilter) > 0
 	names := map[string]bool{}
 	for i, v := range m.GetVirtualHosts() {
 		p := at(in(path, "virtual_hosts"), i)
@@ -176,8 +180,7 @@ func (d *decoder) routes(path string, m *routev3.RouteConfiguration) *Routes {
 		names[v.GetName()] = true
 		host := d.virtualHost(p, v, limit)
 		r.Hosts = append(r.Hosts, host)
-		r.PerFilter = r.PerFilter || len(host.PerFilter) > 0 ||
-			slices.ContainsFunc(host.Routes, func(r *Route) bool { return len(r.PerFilter) > 0 })
+		r.AnyPerFilter = r.AnyPerFilter || len(host.PerFilter) > 0 || slices.ContainsFunc(host.Routes, (*Route).speaks)
 		for j, domain := range v.GetDomains() {
 			d.domain(at(in(p, "domains"), j), strings.ToLower(domain), host, r)
 		}
@@ -261,6 +264,12 @@ func (d *decoder) virtualHost(path string, m *routev3.VirtualHost, limit int) *V
 		v.Routes = append(v.Routes, d.route(at(in(path, "routes"), i), r, limit))
 	}
 	return v
+}
+
+// speaks reports whether the route says something to a filter.
+func (r *Route) speaks() bool {
+	return len(r.PerFilter) > 0 || r.Forward != nil &&
+		slices.ContainsFunc(r.Forward.Clusters, func(w Weighted) bool { return len(w.PerFilter) > 0 })
 }
 
 // Find returns the first route that matches, nil if none does. path is without
@@ -392,6 +401,7 @@ func (d *decoder) forward(path string, m *routev3.RouteAction) *Forward {
 		Timeout:     duration(m.GetTimeout(), defaultTimeout),
 		Retry:       d.retry(in(path, "retry_policy"), m.GetRetryPolicy()),
 		Mirrors:     d.mirrors(path, m.GetRequestMirrorPolicies()),
+		Hash:        d.hashRules(in(path, "hash_policy"), m.GetHashPolicy()),
 	}
 	switch m.GetClusterNotFoundResponseCode() {
 	case routev3.RouteAction_NOT_FOUND:
@@ -427,8 +437,9 @@ func (d *decoder) weighted(path string, m *routev3.WeightedCluster_ClusterWeight
 	}
 	return Weighted{
 		Cluster: m.GetName(), Weight: m.GetWeight().GetValue(), HostRewrite: m.GetHostRewriteLiteral(),
-		Request:  d.mutations(path, "request", m.GetRequestHeadersToAdd(), m.GetRequestHeadersToRemove()),
-		Response: d.mutations(path, "response", m.GetResponseHeadersToAdd(), m.GetResponseHeadersToRemove()),
+		PerFilter: d.perRoute(in(path, "typed_per_filter_config"), m.GetTypedPerFilterConfig()),
+		Request:   d.mutations(path, "request", m.GetRequestHeadersToAdd(), m.GetRequestHeadersToRemove()),
+		Response:  d.mutations(path, "response", m.GetResponseHeadersToAdd(), m.GetResponseHeadersToRemove()),
 	}
 }
 
@@ -612,15 +623,19 @@ func (d *decoder) queryMatch(path string, m *routev3.QueryParameterMatcher) quer
 	return q
 }
 
-// match looks at the first parameter of the name. Values are as they are, encoded.
 func (m *queryMatch) match(query string) bool {
+	value, ok := parameter(query, m.name)
+	return ok && (m.text == nil || m.text.Match(value))
+}
+
+// parameter is the first parameter of the name, as it is, encoded.
+func parameter(query, name string) (string, bool) {
 	for part := range strings.SplitSeq(query, "&") {
-		name, value, _ := strings.Cut(part, "=")
-		if name == m.name && part != "" {
-			return m.text == nil || m.text.Match(value)
+		if k, v, _ := strings.Cut(part, "="); k == name && part != "" {
+			return v, true
 		}
 	}
-	return false
+	return "", false
 }
 
 // A Mutation adds a header.

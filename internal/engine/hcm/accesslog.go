@@ -2,28 +2,34 @@ package hcm
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/chandler-proxy/chandler/internal/engine/config"
 	"github.com/chandler-proxy/chandler/internal/engine/upstream"
+	"github.com/chandler-proxy/chandler/internal/proxywasm"
 )
 
-// log writes the request into the access logs, when it is over. A request that cannot
-// be read never was one: it is counted, and not logged.
-func (s *stream) log() {
-	if len(s.m.cfg.AccessLogs) == 0 {
-		return
-	}
-	e := s.entry()
-	for _, l := range s.m.cfg.AccessLogs {
-		if _, err := s.m.env.AccessLog(l.Path).Write(l.Line(e)); err != nil {
-			s.m.env.Log.Warn("write access log", "path", l.Path, "error", err)
+// WriteLogs writes e into those of the logs that want it.
+func (env *Env) WriteLogs(logs []*config.AccessLog, e *config.Entry) {
+	for _, l := range logs {
+		if !l.Wants(e) {
+			continue
 		}
+		if _, err := env.AccessLog(l.Path).Write(l.Line(e)); err != nil {
+			env.Log.Warn("write access log", "path", l.Path, "error", err)
+		}
+	}
+}
+
+// log writes the request into the access logs, when it is over.
+func (s *stream) log() {
+	if len(s.m.cfg.AccessLogs) > 0 {
+		s.m.env.WriteLogs(s.m.cfg.AccessLogs, s.entry())
 	}
 }
 
 // entry is what is known of the request.
 func (s *stream) entry() *config.Entry {
-	_, route := s.route()
 	e := &config.Entry{
 		Request: s.fields, Protocol: s.protocol, Code: s.status, Flags: s.flags.String(),
 		Start: s.start, Duration: s.m.env.Now().Sub(s.start), Received: s.received.Load(), Sent: s.sent.Load(), Attempts: s.attempts(),
@@ -41,12 +47,10 @@ func (s *stream) entry() *config.Entry {
 	if c := s.cluster(); c != nil {
 		e.Cluster = c.Config.StatName
 	}
-	if route != nil {
-		e.Route = route.Name
+	if r := s.router.choose().route; r != nil {
+		e.Route = r.Name
 	}
-	if s.conn.TLS != nil {
-		e.ServerName = s.conn.TLS.ServerName
-	}
+	e.ServerName = s.conn.serverName()
 	if a := s.router.try.Load(); a != nil && a.host != nil {
 		e.UpstreamHost, e.UpstreamFailure = a.host.Address, upstream.TransportFailure(a.err)
 		if a.exchange != nil {
@@ -54,6 +58,22 @@ func (s *stream) entry() *config.Entry {
 		}
 	}
 	return e
+}
+
+// NewEntry is what is known of a connection when it has come. There are no flags.
+func (c *Conn) NewEntry(now time.Time) *config.Entry {
+	return &config.Entry{
+		Request: proxywasm.NewFields(), Flags: "-", Start: now, Connection: c.ID,
+		Remote: addressOf(c.Remote), Direct: addressOf(c.Remote), Local: addressOf(c.Local),
+	}
+}
+
+// serverName is the one that the client has asked for by TLS.
+func (c *Conn) serverName() string {
+	if c.TLS != nil {
+		return c.TLS.ServerName
+	}
+	return ""
 }
 
 func addressOf(a netip.AddrPort) string {

@@ -1,7 +1,9 @@
 package hcm
 
 import (
+	"errors"
 	"io"
+	"net/http"
 	"sync"
 	"sync/atomic"
 
@@ -87,12 +89,12 @@ func (d *direction) pump(body requestBody) {
 	done, _ := body.(interface{ Done() bool })
 	for {
 		n, err := body.Read(buf[:])
+		s.received.Add(int64(n))
 		end := err == io.EOF || err == nil && done != nil && done.Done()
 		if err != nil && err != io.EOF || end && s.upgrade {
-			s.abort() // the client is gone
+			s.unreadable(err)
 			return
 		}
-		s.received.Add(int64(n))
 		s.active()
 		if end {
 			d.complete.Store(true)
@@ -105,6 +107,18 @@ func (d *direction) pump(body requestBody) {
 			return
 		}
 	}
+}
+
+// unreadable ends a stream whose request cannot be read to its end: what comes is
+// malformed, or the client is gone.
+func (s *stream) unreadable(err error) {
+	var refusal *http1.Refusal
+	if !errors.As(err, &refusal) {
+		s.abort()
+		return
+	}
+	s.m.stats.protocolError.Inc()
+	s.reply(&reply{status: refusal.Status, body: http.StatusText(refusal.Status), details: refusal.Details, flag: protocolError})
 }
 
 // headers shows the head to every filter, and gives it on. It returns false if

@@ -16,7 +16,7 @@ type filter struct {
 	index int
 	ext   *extension.Extension // nil if it has no configuration
 	http  *proxywasm.HTTP      // nil unless it is a plugin
-	rule  *config.PerRoute     // of the route; may be nil
+	off   bool                 // the route does without it
 
 	cors   *config.CORS // set for a request that a browser makes for another origin
 	origin string
@@ -31,8 +31,11 @@ func (s *stream) openFilters() {
 	s.filters = make([]*filter, len(list))
 	for i := range list {
 		f := &list[i]
-		f.s, f.index, f.ext, f.rule = s, i, s.m.filters[i].Slot.Acquire(), s.rule(s.m.filters[i].Name)
-		if f.ext != nil && f.ext.Plugin != nil && !f.off() {
+		f.s, f.index, f.ext = s, i, s.m.filters[i].Slot.Acquire()
+		if said := s.said(f.name()); len(said) > 0 {
+			f.off = said[0].Disabled
+		}
+		if f.ext != nil && f.ext.Plugin != nil && !f.off {
 			f.http = f.ext.Plugin.NewHTTP(f)
 		}
 		s.filters[i] = f
@@ -73,7 +76,7 @@ func (f *filter) headers(kind abi.Stream, h *http1.Fields, end bool) proxywasm.A
 		return gone(&f.response, f.http.OnResponseHeaders(h, end))
 	case f.cors != nil && kind == abi.Response:
 		f.corsResponse(h)
-	case kind != abi.Request, f.off():
+	case kind != abi.Request, f.off:
 	case f.ext == nil:
 		f.s.reply(&reply{status: 500, details: "no_filter_config_found", flag: noFilterConfig})
 		return proxywasm.Stop
@@ -83,8 +86,7 @@ func (f *filter) headers(kind abi.Stream, h *http1.Fields, end bool) proxywasm.A
 	return proxywasm.Continue
 }
 
-// off reports whether the route does without the filter.
-func (f *filter) off() bool { return f.rule != nil && f.rule.Disabled }
+func (f *filter) name() string { return f.s.m.filters[f.index].Name }
 
 // gone notes that the plugin has the headers no more, if they go on.
 func gone(has *atomic.Bool, act proxywasm.Action) proxywasm.Action {

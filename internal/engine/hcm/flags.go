@@ -25,6 +25,7 @@ const (
 	clientGone            flag = 1 << 14
 	retriesExceeded       flag = 1 << 15
 	streamIdle            flag = 1 << 16
+	protocolError         flag = 1 << 18
 	noFilterConfig        flag = 1 << 21
 	upstreamProtocol      flag = 1 << 23
 	noCluster             flag = 1 << 24
@@ -33,7 +34,7 @@ const (
 // name is the flag in short, as access logs have it.
 func (f flag) name() string {
 	names := [...]string{
-		1: "UH", 2: "UT", 4: "UR", 5: "UF", 6: "UC", 7: "UO", 8: "NR", 9: "DI", 10: "FI", 14: "DC", 15: "URX", 16: "SI",
+		1: "UH", 2: "UT", 4: "UR", 5: "UF", 6: "UC", 7: "UO", 8: "NR", 9: "DI", 10: "FI", 14: "DC", 15: "URX", 16: "SI", 18: "DPE",
 		21: "NFCF", 23: "UPE", 24: "NC",
 	}
 	return names[bits.TrailingZeros64(uint64(f))]

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"net/http"
 	"strconv"
 	"time"
 
@@ -19,6 +20,7 @@ func (m *Manager) serveHTTP1(ctx context.Context, c *Conn) {
 		if _, err := c.R.Peek(1); err != nil {
 			return
 		}
+		c.speaks(protocolHTTP1)
 		_ = c.SetReadDeadline(time.Time{})
 		if !m.serveRequest(ctx, c) {
 			return
@@ -37,12 +39,12 @@ func (m *Manager) serveRequest(ctx context.Context, c *Conn) bool {
 	}()
 	msg, err := http1.ReadRequest(c.R, c.scheme())
 	if err != nil {
-		m.refuse(w, err)
+		m.refuse(w, c, err)
 		return false
 	}
 	d := &writer1{m: m, c: c, w: w, body: msg.Body, closing: msg.Close, left: -1}
 	d.method, _ = msg.Fields.Get(":method")
-	s := newStream(ctx, m, c, msg.Fields, d, "HTTP/1.1")
+	s := newStream(ctx, m, c, msg.Fields, d, protocolHTTP1)
 	s.end = msg.Body.Done()
 	c.stream.Store(s)
 	if ctx.Err() != nil {
@@ -53,48 +55,33 @@ func (m *Manager) serveRequest(ctx context.Context, c *Conn) bool {
 	return !d.closing && !d.broken
 }
 
-// refuse answers what is not a request, as Envoy does.
-func (m *Manager) refuse(w *bufio.Writer, err error) {
-	status := 0
-	switch {
-	case errors.Is(err, http1.ErrTooLarge):
-		status = 431
-	case errors.Is(err, http1.ErrVersion):
-		status = 426
-	case errors.Is(err, http1.ErrCoding):
-		status = 501
-	case errors.Is(err, http1.ErrSyntax), errors.Is(err, http1.ErrTarget):
-		status = 400
-	default:
-		return // the connection ended
+// refuse answers what is not a request, as Envoy does, and logs it. What ended before it was
+// one is not answered.
+func (m *Manager) refuse(w *bufio.Writer, c *Conn, err error) {
+	var refusal *http1.Refusal
+	if !errors.As(err, &refusal) {
+		return
 	}
+	e := c.NewEntry(m.env.Now())
 	m.stats.protocolError.Inc()
 	m.stats.rqTotal.Inc()
-	m.answered(status)
-	f := proxywasm.NewResponseFields(abi.Pair{Key: ":status", Value: strconv.Itoa(status)})
-	text := ""
-	switch status {
-	case 400:
-		text = "Bad Request"
-	case 426:
-		text = "Upgrade Required"
-	case 431:
-		text = "Request Header Fields Too Large"
-	case 501:
-		text = "Not Implemented"
-	}
-	if errors.Is(err, http1.ErrTarget) {
-		text = ""
-	} else {
-		f.Add("content-length", strconv.Itoa(len(text)))
-		f.Add("content-type", "text/plain")
-	}
-	f.Add("date", m.now())
-	f.Add("server", m.cfg.ServerName)
-	f.Add("connection", "close")
-	_, _ = http1.WriteResponse(w, f, "GET", text == "")
+	m.answered(refusal.Status)
+	text := http.StatusText(refusal.Status)
+	f := proxywasm.NewResponseFields(
+		abi.Pair{Key: ":status", Value: strconv.Itoa(refusal.Status)},
+		abi.Pair{Key: "content-length", Value: strconv.Itoa(len(text))},
+		abi.Pair{Key: "content-type", Value: "text/plain"},
+		abi.Pair{Key: "date", Value: m.now()},
+		abi.Pair{Key: "server", Value: m.cfg.ServerName},
+		abi.Pair{Key: "connection", Value: "close"},
+	)
+	_, _ = http1.WriteResponse(w, f, "GET", false)
 	_, _ = w.WriteString(text)
-	_ = w.Flush()
+	_ = w.Flush() // it ends anyway
+	e.Protocol, e.Code, e.CodeDetails, e.Flags = protocolHTTP1, refusal.Status, refusal.Details, protocolError.name()
+	e.Response, e.Chain, e.ServerName, e.Sent = f, m.chain, c.serverName(), int64(len(text))
+	e.Duration = m.env.Now().Sub(e.Start)
+	m.env.WriteLogs(m.cfg.AccessLogs, e)
 }
 
 func (m *Manager) answered(status int) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/chandler-proxy/chandler/internal/abi"
@@ -38,35 +39,16 @@ func (m *Manager) newHTTP2() *http.Server {
 
 type connKey struct{}
 
-// A conn2 is a connection in the hands of package net/http.
-type conn2 struct {
-	*Conn
-	ctx  context.Context
-	done chan struct{}
-	once func()
-}
-
-func (c *conn2) over() { c.once() }
-
-func (c *conn2) Read(p []byte) (int, error) { return c.R.Read(p) }
-
 // serveHTTP2 serves one connection.
 func (m *Manager) serveHTTP2(ctx context.Context, c *Conn) {
-	done := make(chan struct{})
-	c2 := &conn2{Conn: c, ctx: ctx, done: done}
-	closed := false
-	c2.once = func() { // called by one goroutine, that which has the connection
-		if !closed {
-			closed = true
-			close(done)
-		}
-	}
+	c2 := newConn2(ctx, c, &m.buffers)
 	l := &oneConn{conn: c2, addr: c.LocalAddr()}
 	_ = m.h2.Serve(l)  // returns at once: the listener has one connection only
 	if l.conn != nil { // the manager is drained, and yet it goes on taking connections
 		_ = m.newHTTP2().Serve(l)
 	}
-	<-done
+	c2.flush()
+	<-c2.done
 }
 
 // A oneConn is a listener with one connection.
@@ -87,11 +69,26 @@ func (l *oneConn) Accept() (net.Conn, error) {
 func (l *oneConn) Close() error   { return nil }
 func (l *oneConn) Addr() net.Addr { return l.addr }
 
+// deepen has the stack of a new goroutine grow at once, while there is next to nothing
+// on it, to what plugins take: growing time and again later copies more.
+func (m *Manager) deepen() {
+	if n := len(m.filters); n > 0 {
+		use(n)
+	}
+}
+
+//go:noinline
+func use(i int) byte {
+	var stack [9 << 10]byte
+	return stack[i%len(stack)]
+}
+
 func (m *Manager) handle2(w http.ResponseWriter, r *http.Request) {
+	m.deepen()
 	c := r.Context().Value(connKey{}).(*conn2)
 	f := requestFields(r, c.scheme())
 	d := &writer2{w: w, r: r}
-	s := newStream(c.ctx, m, c.Conn, f, d, "HTTP/2")
+	s := newStream(c.ctx, m, c.Conn, f, d, protocolHTTP2)
 	s.end = r.Body == http.NoBody || r.ContentLength == 0 && len(r.Trailer) == 0
 	stop := context.AfterFunc(r.Context(), s.abort)
 	defer stop()
@@ -101,7 +98,9 @@ func (m *Manager) handle2(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// requestFields is the head of r. The order of its fields is lost: they are sorted.
+// requestFields is the head of r. The order of its fields is lost: they are sorted. A host
+// field, which package net/http leaves beside :authority, is dropped: an upstream must not
+// be told two.
 func requestFields(r *http.Request, scheme string) *http1.Fields {
 	const pseudo = 4
 	list := make([]abi.Pair, pseudo, pseudo+len(r.Header)+2)
@@ -110,11 +109,17 @@ func requestFields(r *http.Request, scheme string) *http1.Fields {
 	list[2] = abi.Pair{Key: ":method", Value: r.Method}
 	list[3] = abi.Pair{Key: ":scheme", Value: scheme}
 	for name, values := range r.Header {
+		if name == "Host" {
+			continue
+		}
 		for _, v := range values {
 			list = append(list, abi.Pair{Key: strings.ToLower(name), Value: v})
 		}
 	}
 	slices.SortStableFunc(list[pseudo:], func(a, b abi.Pair) int { return cmp.Compare(a.Key, b.Key) })
+	if r.Host == "" {
+		list = list[1:]
+	}
 	return proxywasm.NewRequestFields(list...)
 }
 
@@ -122,12 +127,15 @@ func requestFields(r *http.Request, scheme string) *http1.Fields {
 type writer2 struct {
 	w      http.ResponseWriter
 	r      *http.Request
+	length int64 // that the head tells; 0 if it tells none
 	failed bool
 }
 
 func (d *writer2) multiplexed() bool { return true }
 
-func (d *writer2) request() (requestBody, bool) { return &body2{d.r}, false }
+// request may say that some of the body is at hand: the head does not wait for it, see
+// [upstream.Request].Late.
+func (d *writer2) request() (requestBody, bool) { return &body2{d.r}, true }
 
 func (d *writer2) raw() {}
 
@@ -149,19 +157,31 @@ func (d *writer2) headers(f *http1.Fields, end bool) error {
 		key := http.CanonicalHeaderKey(p.Key)
 		h[key] = append(h[key], p.Value)
 	}
-	d.w.WriteHeader(status)
-	if end {
-		return nil
+	switch n := h["Content-Length"]; {
+	case end:
+	case n == nil:
+		h["Content-Length"] = nil // nor this
+	default:
+		d.length, _ = strconv.ParseInt(n[0], 10, 64) // none if it is none
 	}
-	return http.NewResponseController(d.w).Flush()
+	d.w.WriteHeader(status)
+	return nil
 }
 
-func (d *writer2) flush(err error) error { return err } // nothing waits
+func (d *writer2) flush(err error) error {
+	if err == nil {
+		err = http.NewResponseController(d.w).Flush()
+	}
+	return err
+}
 
 func (d *writer2) data(p []byte, more bool) error {
+	if d.length > 0 && int64(len(p)) > d.length { // a filter made the body longer than it says
+		_ = d.flush(nil) // only then package net/http notes what it says
+	}
 	_, err := d.w.Write(p)
-	if err == nil && !more {
-		err = http.NewResponseController(d.w).Flush()
+	if !more {
+		return d.flush(err)
 	}
 	return err
 }

@@ -71,6 +71,7 @@ type Conn struct {
 	Dst           netip.AddrPort // where it was meant to go; Local unless it was redirected
 	ID            uint64
 	TLS           *tls.ConnectionState // nil for plain text
+	Entry         *config.Entry        // what is logged of the connection itself; nil if nothing is
 
 	stream atomic.Pointer[stream] // that is under way, of HTTP/1.1
 }
@@ -158,11 +159,25 @@ func (m *Manager) Serve(ctx context.Context, c *Conn) {
 	defer stop()
 	if m.isHTTP2(c) {
 		m.stats.cxHTTP2.Inc()
+		c.speaks(protocolHTTP2)
 		m.serveHTTP2(ctx, c)
 		return
 	}
 	m.stats.cxHTTP1.Inc()
 	m.serveHTTP1(ctx, c)
+}
+
+// The versions of HTTP by Envoy's names.
+const (
+	protocolHTTP1 = "HTTP/1.1"
+	protocolHTTP2 = "HTTP/2"
+)
+
+// speaks notes the protocol of the connection, if it is to be logged.
+func (c *Conn) speaks(protocol string) {
+	if c.Entry != nil {
+		c.Entry.Protocol = protocol
+	}
 }
 
 // preface is what an HTTP/2 connection starts with.

@@ -38,17 +38,17 @@ func AppendMetadata(dst []byte, m *corev3.Metadata, path string) ([]byte, bool) 
 
 // metadataOf returns the metadata of a thing, and whether there is the thing.
 func (s *stream) metadataOf(of string) (*corev3.Metadata, bool) {
-	host, route := s.route()
+	at := s.router.choose()
 	switch of {
 	case "listener_metadata":
 		return s.m.metadata, true
 	case "virtual_host_metadata":
-		if host != nil {
-			return host.Metadata, true
+		if at.host != nil {
+			return at.host.Metadata, true
 		}
 	case "route_metadata":
-		if route != nil {
-			return route.Metadata, true
+		if at.route != nil {
+			return at.route.Metadata, true
 		}
 	case "cluster_metadata":
 		if c := s.cluster(); c != nil {

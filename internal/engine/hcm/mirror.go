@@ -3,7 +3,6 @@ package hcm
 import (
 	"context"
 	"io"
-	"net/netip"
 	"slices"
 
 	"github.com/chandler-proxy/chandler/internal/engine/config"
@@ -72,7 +71,7 @@ func (r *router) sendCopies() {
 
 // send sends the copy and drops the answer.
 func (m *mirror) send(ctx context.Context, trailers *http1.Fields) {
-	host := m.cluster.Choose(netip.AddrPort{}, nil, 0)
+	host := m.cluster.Choose(upstream.Wanted{})
 	if host == nil {
 		m.cluster.Stats.NoneHealthy.Inc()
 		return

@@ -33,10 +33,15 @@ func (s *stream) prepare() bool {
 		}
 	}
 	path, _ := f.Get(":path")
-	method, _ := f.Get(":method")
-	if !strings.HasPrefix(path, "/") && !(path == "*" && method == "OPTIONS") {
-		s.reply(&reply{status: 404, details: "missing_path"})
+	if _, ok := f.Get(":authority"); !ok {
+		return s.malformed(400, "missing_host_header")
+	}
+	if !strings.HasPrefix(path, "/") {
+		s.reply(&reply{status: 404, details: "absolute_path_rejected"})
 		return false
+	}
+	if strings.IndexByte(path, '#') >= 0 {
+		return s.malformed(400, "path_normalization_failed")
 	}
 	if cfg.NormalizePath || cfg.MergeSlashes {
 		normal, ok := normalize(path, cfg.NormalizePath, cfg.MergeSlashes)
@@ -61,6 +66,13 @@ func (s *stream) prepare() bool {
 	return true
 }
 
+// malformed answers a request that makes no sense, and has the connection closed.
+func (s *stream) malformed(status int, details string) bool {
+	s.writer.early()
+	s.reply(&reply{status: status, details: details})
+	return false
+}
+
 func fieldOf(f *http1.Fields, name string) string {
 	v, _ := f.Get(name)
 	return v
@@ -80,20 +92,16 @@ func hasToken(list, token string) bool {
 	return false
 }
 
-// hopByHop removes what is between two neighbours only.
+// hopByHop removes what is between two neighbours only. That the client would upgrade to
+// HTTP/2 is ignored, as by Envoy.
 func (s *stream) hopByHop() {
 	f := s.fields
+	if s.wantsUpgrade() && strings.EqualFold(fieldOf(f, "upgrade"), "h2c") {
+		f.Remove("upgrade")
+		f.Remove("http2-settings")
+	}
 	if !s.wantsUpgrade() {
-		if v, ok := f.Get("te"); ok && !hasToken(v, "trailers") {
-			f.Remove("te")
-		}
-		for item := range strings.SplitSeq(fieldOf(f, "connection"), ",") {
-			switch name := strings.ToLower(strings.TrimSpace(item)); name {
-			case "", "te", "close", "cookie", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto":
-			default:
-				f.Remove(name)
-			}
-		}
+		s.removeNamed(fieldOf(f, "connection"))
 		f.Remove("connection")
 		f.Remove("upgrade")
 	}
@@ -101,6 +109,25 @@ func (s *stream) hopByHop() {
 	f.Remove("keep-alive")
 	f.Remove("proxy-connection")
 	f.Remove("transfer-encoding")
+}
+
+// removeNamed removes the fields that are for the next hop by the word of the client.
+func (s *stream) removeNamed(list string) {
+	f := s.fields
+	if v, ok := f.Get("te"); ok {
+		if hasToken(v, "trailers") {
+			put(f, "te", "trailers")
+		} else {
+			f.Remove("te")
+		}
+	}
+	for item := range strings.SplitSeq(list, ",") {
+		switch name := strings.ToLower(strings.TrimSpace(item)); name {
+		case "", "te", "close":
+		default:
+			f.Remove(name)
+		}
+	}
 }
 
 // client finds out who the client is, and tells the upstream.

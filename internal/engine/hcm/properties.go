@@ -293,15 +293,15 @@ func (s *stream) cluster() *upstream.Cluster {
 	if s.router.try.Load() != nil {
 		return s.router.cluster
 	}
-	_, route := s.route()
-	if route == nil || route.Forward == nil {
+	w := s.router.choose().weighted
+	if w == nil {
 		return nil
 	}
-	return s.m.env.Cluster(route.Forward.Clusters[0].Cluster)
+	return s.m.env.Cluster(w.Cluster)
 }
 
 func (s *stream) xdsAttribute(dst []byte, name, path string) ([]byte, bool) {
-	host, route := s.route()
+	at := s.router.choose()
 	switch name {
 	case "cluster_name":
 		if c := s.cluster(); c != nil {
@@ -309,15 +309,15 @@ func (s *stream) xdsAttribute(dst []byte, name, path string) ([]byte, bool) {
 		}
 		return dst, false
 	case "route_name":
-		if route == nil {
+		if at.route == nil {
 			return dst, false
 		}
-		return append(dst, route.Name...), true
+		return append(dst, at.route.Name...), true
 	case "virtual_host_name":
-		if host == nil {
+		if at.host == nil {
 			return dst, false
 		}
-		return append(dst, host.Name...), true
+		return append(dst, at.host.Name...), true
 	case "filter_chain_name":
 		return append(dst, s.m.chain...), true
 	case "listener_direction":

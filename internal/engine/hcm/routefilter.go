@@ -1,7 +1,7 @@
 package hcm
 
 import (
-	"strconv"
+	"slices"
 	"time"
 
 	"github.com/chandler-proxy/chandler/internal/abi"
@@ -10,37 +10,43 @@ import (
 	"github.com/chandler-proxy/chandler/internal/proxywasm"
 )
 
-// rule is what the request's route says to the filter of that name, or else its
-// virtual host; nil if neither says anything. It asks for no route unless some route
-// speaks to filters.
-func (s *stream) rule(name string) *config.PerRoute {
-	routes := s.m.routes()
-	if routes == nil || !routes.PerFilter {
+// said is what the levels of the request's route say to the filter of that name, the most
+// specific one first. A request without a route is told nothing. It asks for no route unless
+// some route speaks to filters.
+func (s *stream) said(name string) []*config.PerRoute {
+	if s.routes == nil || !s.routes.AnyPerFilter {
 		return nil
 	}
-	host, route := s.route()
-	if route != nil {
-		if rule := route.PerFilter[name]; rule != nil {
-			return rule
+	at := s.router.choose()
+	if at.route == nil {
+		return nil
+	}
+	levels := [...]map[string]*config.PerRoute{nil, at.route.PerFilter, at.host.PerFilter, s.routes.PerFilter}
+	if at.weighted != nil {
+		levels[0] = at.weighted.PerFilter
+	}
+	var list []*config.PerRoute
+	for _, level := range levels {
+		if rule := level[name]; rule != nil {
+			list = append(list, rule)
 		}
 	}
-	if host != nil {
-		return host.PerFilter[name]
-	}
-	return nil
+	return list
 }
 
 // native is what a filter does that is no plugin, when it sees the head of a request.
 func (f *filter) native() proxywasm.Action {
 	rbac, fault := f.ext.RBAC, f.ext.Fault
-	switch rule := f.rule; {
-	case rule == nil:
-	case rbac != nil && rule.RBAC != nil:
-		rbac = rule.RBAC
-	case fault != nil && rule.Fault != nil:
-		fault = rule.Fault
-	case rbac == nil && fault == nil && rule.CORS != nil:
-		return f.corsRequest(rule.CORS)
+	var cors *config.CORS
+	for _, rule := range slices.Backward(f.s.said(f.name())) { // what is more specific comes later, and wins
+		switch {
+		case rbac != nil && rule.RBAC != nil:
+			rbac = rule.RBAC
+		case fault != nil && rule.Fault != nil:
+			fault = rule.Fault
+		case rbac == nil && fault == nil && rule.CORS != nil:
+			cors = rule.CORS.Under(cors)
+		}
 	}
 	switch {
 	case rbac != nil && !rbac.Allows(f.s.peer()):
@@ -48,6 +54,8 @@ func (f *filter) native() proxywasm.Action {
 		return proxywasm.Stop
 	case fault != nil:
 		return f.s.fault(fault)
+	case cors != nil:
+		return f.corsRequest(cors)
 	}
 	return proxywasm.Continue
 }
@@ -73,50 +81,61 @@ func (s *stream) fault(c *config.Fault) proxywasm.Action {
 	return proxywasm.Continue
 }
 
-// corsRequest answers a preflight, and notes who asks.
+// corsRequest answers a preflight, and notes who asks. Only requests that go to an upstream
+// are looked at.
 func (f *filter) corsRequest(c *config.CORS) proxywasm.Action {
 	fields := f.s.fields
 	origin := fieldOf(fields, "origin")
-	if origin == "" || !c.Share.Falls() {
+	if origin == "" || f.s.router.choose().weighted == nil || !c.Share.Falls() {
 		return proxywasm.Continue
 	}
-	preflight := fieldOf(fields, ":method") == "OPTIONS" && fieldOf(fields, "access-control-request-method") != ""
-	if !c.Allows(origin) {
-		if preflight && !c.ForwardUnmatched {
-			f.s.reply(&reply{status: 200, details: "cors_response"})
-			return proxywasm.Stop
-		}
-		return proxywasm.Continue
+	allowed := c.Allows(origin)
+	if allowed {
+		f.cors, f.origin = c, origin
 	}
-	f.cors, f.origin = c, origin
-	if !preflight {
+	wanted := fieldOf(fields, "access-control-request-method")
+	preflight := fieldOf(fields, ":method") == "OPTIONS" && wanted != ""
+	if !preflight || !allowed && isTrue(c.ForwardUnmatched, true) {
 		return proxywasm.Continue
 	}
 	var headers []abi.Pair
-	for _, h := range []abi.Pair{
-		{Key: "access-control-allow-origin", Value: origin}, {Key: "access-control-allow-credentials", Value: truth(c.Credentials)},
-		{Key: "access-control-allow-methods", Value: c.Methods}, {Key: "access-control-allow-headers", Value: c.Headers},
-		{Key: "access-control-max-age", Value: c.MaxAge},
-	} {
-		if h.Value != "" {
-			headers = append(headers, h)
+	add := func(name, value string) {
+		if value != "" {
+			headers = append(headers, abi.Pair{Key: name, Value: value})
 		}
 	}
+	if allowed {
+		add("access-control-allow-origin", origin)
+	}
+	if isTrue(c.Credentials, false) {
+		add("access-control-allow-credentials", "true")
+	}
+	add("access-control-allow-methods", orAsked(c.Methods, wanted))
+	add("access-control-allow-headers", orAsked(c.Headers, fieldOf(fields, "access-control-request-headers")))
+	add("access-control-max-age", c.MaxAge)
 	f.s.reply(&reply{status: 200, headers: headers, details: "cors_response"})
 	return proxywasm.Stop
 }
 
-func truth(b bool) string {
-	if b {
-		return strconv.FormatBool(b)
+func isTrue(b *bool, otherwise bool) bool {
+	if b == nil {
+		return otherwise
 	}
-	return ""
+	return *b
+}
+
+// orAsked is what is allowed; an asterisk allows whatever is asked for.
+func orAsked(allowed, asked string) string {
+	if allowed == "*" {
+		return asked
+	}
+	return allowed
 }
 
 // corsResponse tells the browser that who asked may see the response.
 func (f *filter) corsResponse(h *http1.Fields) {
 	put(h, "access-control-allow-origin", f.origin)
-	if f.cors.Credentials {
+	if isTrue(f.cors.Credentials, false) {
 		put(h, "access-control-allow-credentials", "true")
 	}
 	if f.cors.Expose != "" {

@@ -35,19 +35,20 @@ type router struct {
 
 	cache struct {
 		sync.Mutex
-		chosen bool
-		host   *config.VirtualHost
-		route  *config.Route
+		chosen
+		known  bool
+		rolled bool
+		roll   uint64 // decides between weighted clusters: the same also if the route is chosen anew
 	}
 
 	// Set before the request is sent, and not changed after.
-	route    *config.Route
-	host     *config.VirtualHost
-	weighted *config.Weighted
-	cluster  *upstream.Cluster
-	timeout  time.Duration
-	end      bool // without a body
-	facts    config.Facts
+	chosen
+	cluster *upstream.Cluster
+	want    upstream.Wanted
+	cookies []string // to be set by the response
+	timeout time.Duration
+	end     bool // without a body
+	facts   config.Facts
 
 	mu       sync.Mutex  // orders what is sent
 	replay   []byte      // the body so far
@@ -67,6 +68,13 @@ type router struct {
 	began    time.Time
 }
 
+// chosen is what a request's route is: all nil if there is none.
+type chosen struct {
+	host     *config.VirtualHost
+	route    *config.Route
+	weighted *config.Weighted // of the route, if it forwards
+}
+
 // An attempt is a request to one endpoint.
 type attempt struct {
 	number   int               // from 1
@@ -84,29 +92,43 @@ func (r *router) init(s *stream) { r.s = s }
 // clear has the route chosen again.
 func (r *router) clear() {
 	r.cache.Lock()
-	r.cache.chosen = false
+	r.cache.known = false
 	r.cache.Unlock()
 }
 
-// choose returns the route for the head as it is; nil if there is none.
-func (r *router) choose() (*config.VirtualHost, *config.Route) {
+// choose returns the route for the head as it is.
+func (r *router) choose() chosen {
 	r.cache.Lock()
 	defer r.cache.Unlock()
-	if r.cache.chosen {
-		return r.cache.host, r.cache.route
+	if r.cache.known {
+		return r.cache.chosen
 	}
-	r.cache.chosen, r.cache.host, r.cache.route = true, nil, nil
-	routes := r.s.m.routes()
+	r.cache.known, r.cache.chosen = true, chosen{}
 	f := r.s.fields
 	// Without x-forwarded-proto, which a filter must have removed, Envoy finds no route.
-	if routes == nil || fieldOf(f, "x-forwarded-proto") == "" {
-		return nil, nil
+	if r.s.routes == nil || fieldOf(f, "x-forwarded-proto") == "" {
+		return chosen{}
 	}
-	if r.cache.host = routes.Host(fieldOf(f, ":authority")); r.cache.host != nil {
+	c := &r.cache.chosen
+	if c.host = r.s.routes.Host(fieldOf(f, ":authority")); c.host != nil {
 		path, query := cutQuery(fieldOf(f, ":path"))
-		r.cache.route = r.cache.host.Find(f, path, query)
+		c.route = c.host.Find(f, path, query)
 	}
-	return r.cache.host, r.cache.route
+	if c.route != nil && c.route.Forward != nil {
+		c.weighted = r.pick(c.route.Forward)
+	}
+	return *c
+}
+
+// pick is the cluster that falls to the request. r.cache is locked.
+func (r *router) pick(f *config.Forward) *config.Weighted {
+	if len(f.Clusters) == 1 {
+		return &f.Clusters[0]
+	}
+	if !r.cache.rolled {
+		r.cache.rolled, r.cache.roll = true, rand.Uint64()
+	}
+	return f.Pick(r.cache.roll)
 }
 
 // never says that the request will not come.
@@ -122,16 +144,12 @@ func (r *router) tell(what routed) {
 // headers takes the head of the request. It returns false if the proxy answers itself.
 func (r *router) headers(f *http1.Fields, end bool) bool {
 	s := r.s
-	r.host, r.route = r.choose()
+	r.chosen = r.choose()
 	if local := r.local(f); local != nil {
 		s.reply(local)
 		return false
 	}
 	forward := r.route.Forward
-	r.weighted = &forward.Clusters[0]
-	if len(forward.Clusters) > 1 {
-		r.weighted = forward.Pick(rand.Uint64())
-	}
 	r.cluster = s.m.env.Cluster(r.weighted.Cluster)
 	if r.cluster == nil {
 		s.m.stats.noCluster.Inc()
@@ -141,6 +159,8 @@ func (r *router) headers(f *http1.Fields, end bool) bool {
 	r.end = end
 	r.keep.Store(forward.Retry.On != 0)
 	r.rewrite(f)
+	r.want.Dst = s.conn.Dst
+	r.hash(f)
 	r.mirrored(f)
 	r.began = s.m.env.Now()
 	r.mu.Lock()
@@ -155,6 +175,22 @@ func (r *router) headers(f *http1.Fields, end bool) bool {
 	return true
 }
 
+// hash finds what the endpoint is chosen by, if the cluster wants to know: of the head as
+// the upstream gets it.
+func (r *router) hash(f *http1.Fields) {
+	if !r.cluster.Hashes() {
+		return
+	}
+	s := r.s
+	r.want.Hash, r.want.Hashed = r.route.Forward.Hash.Hash(&config.Hashed{
+		Fields: f, Remote: s.remote.addr.Addr(), Value: func(c *config.Cookie) string {
+			value := config.ConnectionCookie(s.conn.Remote, s.conn.Local)
+			r.cookies = append(r.cookies, c.Sign(value))
+			return value
+		},
+	})
+}
+
 // local is the answer to a request that goes to no upstream.
 func (r *router) local(f *http1.Fields) *reply {
 	s := r.s
@@ -162,15 +198,13 @@ func (r *router) local(f *http1.Fields) *reply {
 	case r.host == nil:
 		s.m.stats.noRoute.Inc()
 		return &reply{status: 404, details: "route_not_found", flag: noRoute}
-	case r.host.RequireTLS == routev3.VirtualHost_ALL && fieldOf(f, "x-forwarded-proto") != "https":
-		return r.redirect(f, &config.Redirect{Status: 301, HTTPS: true})
-	case r.host.RequireTLS == routev3.VirtualHost_EXTERNAL_ONLY && fieldOf(f, "x-forwarded-proto") != "https":
-		return r.redirect(f, &config.Redirect{Status: 301, HTTPS: true})
+	case r.host.RequireTLS != routev3.VirtualHost_NONE && fieldOf(f, "x-forwarded-proto") != "https":
+		return redirection(301, "https://"+fieldOf(f, ":authority")+fieldOf(f, ":path")) // whether there is a route or not
 	case r.route == nil:
 		s.m.stats.noRoute.Inc()
 		return &reply{status: 404, details: "route_not_found", flag: noRoute}
 	case r.route.Redirect != nil:
-		return r.redirect(f, r.route.Redirect)
+		return r.mutated(r.redirect(f, r.route.Redirect))
 	case r.route.Direct != nil:
 		r.setFacts(f)
 		return r.mutated(&reply{status: r.route.Direct.Status, body: string(r.route.Direct.Body), details: "direct_response"})
@@ -220,7 +254,11 @@ func (r *router) redirect(f *http1.Fields, to *config.Redirect) *reply {
 		host = name + ":" + strconv.Itoa(int(to.Port))
 	}
 	location := scheme + "://" + host + r.redirectPath(f, to)
-	return r.mutated(&reply{status: to.Status, headers: []abi.Pair{{Key: "location", Value: location}}, details: "direct_response"})
+	return redirection(to.Status, location)
+}
+
+func redirection(status int, location string) *reply {
+	return &reply{status: status, headers: []abi.Pair{{Key: "location", Value: location}}, details: "direct_response"}
 }
 
 func splitPort(host string) (name, port string) {
@@ -267,19 +305,7 @@ func (r *router) rewrite(f *http1.Fields) {
 		put(f, "x-envoy-attempt-count", "1")
 	}
 	r.setFacts(f)
-	routes := r.s.m.routes()
-	list := [...]*config.Mutations{&r.weighted.Request, &r.route.Request, &r.host.Request, nil}
-	if routes != nil {
-		list[3] = &routes.Request
-		if routes.SpecificWins {
-			slices.Reverse(list[:])
-		}
-	}
-	for _, m := range list {
-		if m != nil {
-			m.Apply(f, &r.facts)
-		}
-	}
+	r.mutate(f, &r.weighted.Request, &r.route.Request, &r.host.Request, &r.s.routes.Request)
 	if host := cmp.Or(r.weighted.HostRewrite, forward.HostRewrite); host != "" {
 		if old := fieldOf(f, ":authority"); old != host {
 			put(f, "x-envoy-original-host", old)
@@ -310,18 +336,19 @@ func (r *router) rewritePath(f *http1.Fields) {
 
 // mutateResponse does what the route does to responses.
 func (r *router) mutateResponse(f *http1.Fields) {
-	routes := r.s.m.routes()
-	list := [4]*config.Mutations{nil, &r.route.Response, &r.host.Response, nil}
+	list := [...]*config.Mutations{nil, &r.route.Response, &r.host.Response, &r.s.routes.Response}
 	if r.weighted != nil {
 		list[0] = &r.weighted.Response
 	}
-	if routes != nil {
-		list[3] = &routes.Response
-		if routes.SpecificWins {
-			slices.Reverse(list[:])
-		}
+	r.mutate(f, list[:]...)
+}
+
+// mutate does what the levels say, from the most specific one on, or up to it.
+func (r *router) mutate(f *http1.Fields, levels ...*config.Mutations) {
+	if r.s.routes.SpecificWins {
+		slices.Reverse(levels)
 	}
-	for _, m := range list {
+	for _, m := range levels {
 		if m != nil {
 			m.Apply(f, &r.facts)
 		}
@@ -338,10 +365,12 @@ func (r *router) begin() {
 	if retry.OtherHosts {
 		tries = retry.HostTries
 	}
-	if h := r.cluster.Choose(s.conn.Dst, r.tried, tries); h != nil {
+	want := r.want
+	want.Tried, want.Tries = r.tried, tries
+	if h := r.cluster.Choose(want); h != nil {
 		a.host, r.tried = h, append(r.tried, h)
 		from := s.m.env.Now()
-		a.exchange, a.err = h.Start(s.ctx, upstream.Request{Fields: s.fields, End: r.end, Upgrade: s.upgrade})
+		a.exchange, a.err = h.Start(s.ctx, upstream.Request{Fields: s.fields, End: r.end, Upgrade: s.upgrade, Late: s.writer.multiplexed()})
 		a.ready = s.m.env.Now().Sub(from)
 	} else {
 		a.none = true
@@ -494,6 +523,9 @@ func (r *router) answered(resp *upstream.Response) {
 		put(resp.Fields, "x-envoy-upstream-service-time", strconv.FormatInt(took, 10))
 	}
 	r.mutateResponse(resp.Fields)
+	for _, c := range r.cookies {
+		resp.Fields.Add("set-cookie", c)
+	}
 }
 
 // again makes another attempt if the route says so. It returns false if this one counts.

@@ -94,7 +94,7 @@ type stream struct {
 }
 
 func newStream(ctx context.Context, m *Manager, c *Conn, f *http1.Fields, w writer, protocol string) *stream {
-	s := &stream{m: m, conn: c, fields: f, writer: w, protocol: protocol, start: m.env.Now(), routes: m.routes()}
+	s := &stream{m: m, conn: c, fields: f, writer: w, protocol: protocol, start: m.env.Now(), routes: m.routes(), remote: remote{c.Remote}}
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	s.signal.cond = sync.NewCond(&s.signal)
 	s.request.init(s, abi.Request)
@@ -127,7 +127,10 @@ func (s *stream) run() {
 		s.request.run(nil, false)
 	} else {
 		body, ready := s.writer.request()
-		s.pump.Go(func() { s.request.run(body, ready) })
+		s.pump.Go(func() {
+			m.deepen()
+			s.request.run(body, ready)
+		})
 	}
 	s.answer()
 }

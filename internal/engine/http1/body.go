@@ -3,21 +3,20 @@ package http1
 import (
 	"bufio"
 	"io"
-	"net/http/httputil"
 )
 
 // A Body is that of one message. It is an [io.Reader] for one goroutine.
 type Body struct {
 	r    *bufio.Reader
-	src  io.Reader // of chunks; nil otherwise
-	left int64     // of a body of known length
-	raw  bool      // until the connection ends
+	src  *chunks // nil unless it is in chunks
+	left int64   // of a body of known length
+	raw  bool    // until the connection ends
 	done bool
 }
 
 func fixedBody(r *bufio.Reader, n int64) *Body { return &Body{r: r, left: n, done: n == 0} }
 func rawBody(r *bufio.Reader) *Body            { return &Body{r: r, raw: true} }
-func chunkedBody(r *bufio.Reader) *Body        { return &Body{r: r, src: httputil.NewChunkedReader(r)} }
+func chunkedBody(r *bufio.Reader) *Body        { return &Body{r: r, src: &chunks{r: r}} }
 
 // Raw returns a body that is whatever else comes on the connection: of a request
 // that was upgraded.
@@ -34,7 +33,7 @@ func (b *Body) Ready() bool { return b.done || b.r.Buffered() > 0 }
 func (b *Body) Trailers() *Fields { return nil }
 
 // Read reads some of the body. Its end is [io.EOF]; [ErrIncomplete] is an end
-// that came too early.
+// that came too early, and a [*Refusal] that chunks are malformed.
 func (b *Body) Read(p []byte) (int, error) {
 	switch {
 	case b.done:

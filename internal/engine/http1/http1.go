@@ -28,14 +28,28 @@ const (
 	MaxFields = 100
 )
 
+// A Refusal is why a message is not taken, and what a client is told that sent it.
+type Refusal struct {
+	Status  int
+	Details string // in Envoy's words
+}
+
+func (r *Refusal) Error() string { return "malformed HTTP/1.1 message: " + r.Details }
+
 // Why a message is refused.
 var (
-	ErrSyntax     = errors.New("malformed HTTP/1.1 message")
-	ErrTooLarge   = errors.New("header fields too large")
-	ErrCoding     = errors.New("unsupported transfer coding")
-	ErrVersion    = errors.New("unsupported HTTP version")
-	ErrTarget     = errors.New("no host, or a target with a fragment")
-	ErrIncomplete = io.ErrUnexpectedEOF
+	ErrSyntax     error = &Refusal{400, "http1.codec_error"}
+	ErrCharacters error = &Refusal{400, "http1.invalid_characters"}
+	ErrLengths    error = &Refusal{400, "http1.content_length_and_chunked_not_allowed"}
+	ErrTarget     error = &Refusal{400, "http1.invalid_url"}
+	ErrScheme     error = &Refusal{400, "http1.invalid_scheme"}
+	ErrAuthority  error = &Refusal{400, "http.invalid_authority"}
+	ErrConnection error = &Refusal{400, "http1.connection_header_rejected"}
+	ErrTooLarge   error = &Refusal{431, "http1.headers_too_large"}
+	ErrTooMany    error = &Refusal{431, "http1.too_many_headers"}
+	ErrCoding     error = &Refusal{501, "http1.invalid_transfer_encoding"}
+	ErrVersion    error = &Refusal{426, "low_version"}
+	ErrIncomplete       = io.ErrUnexpectedEOF
 )
 
 // Fields is a header map.
@@ -51,6 +65,19 @@ type Message struct {
 // line reads a line without its end, at most limit bytes of it. It is valid until
 // the next read.
 func line(r *bufio.Reader, limit int) ([]byte, error) {
+	b, err := rawLine(r, limit)
+	if err != nil {
+		return nil, err
+	}
+	b = b[:len(b)-1]
+	if len(b) > 0 && b[len(b)-1] == '\r' {
+		b = b[:len(b)-1]
+	}
+	return b, nil
+}
+
+// rawLine reads a line with its end.
+func rawLine(r *bufio.Reader, limit int) ([]byte, error) {
 	b, err := r.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
 		long := append([]byte(nil), b...)
@@ -67,10 +94,6 @@ func line(r *bufio.Reader, limit int) ([]byte, error) {
 		return nil, ErrIncomplete
 	case err != nil:
 		return nil, err
-	}
-	b = b[:len(b)-1]
-	if len(b) > 0 && b[len(b)-1] == '\r' {
-		b = b[:len(b)-1]
 	}
 	return b, nil
 }
@@ -109,19 +132,19 @@ func readFields(r *bufio.Reader, spare, limit int) ([]abi.Pair, error) {
 		case len(b) == 0:
 			return fields, nil
 		case len(fields)-spare == MaxFields:
-			return nil, ErrTooLarge
+			return nil, ErrTooMany
 		}
 		limit -= len(b)
-		p, ok := field(b)
-		if !ok {
-			return nil, ErrSyntax
+		p, err := field(b)
+		if err != nil {
+			return nil, err
 		}
 		fields = append(fields, p)
 	}
 }
 
 // field reads one line. It makes the name lower-case in place.
-func field(b []byte) (abi.Pair, bool) {
+func field(b []byte) (abi.Pair, error) {
 	colon := -1
 	for i, c := range b {
 		if c == ':' {
@@ -131,11 +154,11 @@ func field(b []byte) (abi.Pair, bool) {
 		if c >= 'A' && c <= 'Z' {
 			b[i] = c + 'a' - 'A'
 		} else if !token(c) {
-			return abi.Pair{}, false
+			return abi.Pair{}, ErrSyntax
 		}
 	}
 	if colon <= 0 {
-		return abi.Pair{}, false
+		return abi.Pair{}, ErrSyntax
 	}
 	from, to := colon+1, len(b)
 	for from < to && (b[from] == ' ' || b[from] == '\t') {
@@ -146,11 +169,11 @@ func field(b []byte) (abi.Pair, bool) {
 	}
 	for _, c := range b[from:to] {
 		if c < ' ' && c != '\t' || c == 0x7f {
-			return abi.Pair{}, false
+			return abi.Pair{}, ErrCharacters
 		}
 	}
 	text := string(b[:to])
-	return abi.Pair{Key: text[:colon], Value: text[from:]}, true
+	return abi.Pair{Key: text[:colon], Value: text[from:]}, nil
 }
 
 // token reports whether c can be in a field's name or a method.
@@ -162,56 +185,92 @@ func token(c byte) bool {
 	return strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
 }
 
-// ReadRequest reads the head of a request. The scheme is that of the connection.
-// It returns [io.EOF] if the connection ends before one starts.
+// ReadRequest reads the head of a request. The scheme is that of the connection. One
+// that names no host has no :authority. It returns [io.EOF] if the connection ends
+// before one starts.
 func ReadRequest(r *bufio.Reader, scheme string) (*Message, error) {
 	const pseudo = 4
 	h, err := readHead(r, pseudo)
 	if err != nil {
 		return nil, err
 	}
-	method, rest, ok := strings.Cut(h.first, " ")
-	target, version, ok2 := strings.Cut(rest, " ")
-	if !ok || !ok2 || !validMethod(method) || !validTarget(target) {
-		return nil, ErrSyntax
-	}
-	if version != "HTTP/1.1" {
-		if version == "HTTP/1.0" {
-			return nil, ErrVersion
-		}
-		return nil, ErrSyntax
-	}
-	f, host, err := takeHost(h.fields, pseudo)
+	method, target, err := requestLine(h.first)
 	if err != nil {
 		return nil, err
 	}
-	if host, target, ok = absolute(target, host); !ok {
-		return nil, ErrSyntax
+	f, host, known, err := takeHost(h.fields, pseudo)
+	if err != nil {
+		return nil, err
 	}
-	if strings.IndexByte(target, '#') >= 0 {
-		return nil, ErrTarget
+	if target[0] != '/' && !(target == "*" && method == "OPTIONS") {
+		if host, target, err = absolute(target); err != nil {
+			return nil, err
+		}
+		known = true
+	}
+	connection := value(f, "connection")
+	if !validConnection(connection) {
+		return nil, ErrConnection
 	}
 	f[0] = abi.Pair{Key: ":authority", Value: host}
 	f[1] = abi.Pair{Key: ":path", Value: target}
 	f[2] = abi.Pair{Key: ":method", Value: method}
 	f[3] = abi.Pair{Key: ":scheme", Value: scheme}
+	if !known || hasToken(connection, "host") { // which would have it removed, as any other field
+		f = f[1:]
+	}
 	m := &Message{Fields: merged(proxywasm.NewRequestFields, f)}
 	n, chunked, err := length(f)
 	if err != nil {
 		return nil, err
 	}
-	connection := value(f, "connection")
 	m.Close = hasToken(connection, "close")
-	switch {
-	case chunked:
+	if chunked {
 		m.Body = chunkedBody(r)
-	case n > 0:
-		m.Body = fixedBody(r, n)
-	default:
-		m.Body = fixedBody(r, 0)
+	} else {
+		m.Body = fixedBody(r, max(n, 0))
 	}
 	return m, nil
 }
+
+// maxNamed is how many fields a client may have removed, as in Envoy.
+const maxNamed = 9
+
+// validConnection reports whether the connection field names only fields that a client may
+// have removed: those that tell proxies who it is are not among them.
+func validConnection(list string) bool {
+	if strings.Count(list, ",") >= maxNamed {
+		return false
+	}
+	for item := range strings.SplitSeq(list, ",") {
+		switch name := strings.ToLower(strings.TrimSpace(item)); name {
+		case "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto":
+			return false
+		default:
+			if strings.HasPrefix(name, ":") {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// requestLine reads the first line of a request, whose parts have one space between them.
+func requestLine(line string) (method, target string, err error) {
+	method, rest, _ := strings.Cut(line, " ")
+	target, version, _ := strings.Cut(rest, " ")
+	switch {
+	case !validMethod(method) || !validTarget(target):
+		return "", "", ErrSyntax
+	case version == "HTTP/1.1":
+		return method, target, nil
+	case version == "" || len(version) == len("HTTP/1.1") && strings.HasPrefix(version, "HTTP/") && isDigit(version[5]) && version[6] == '.' && isDigit(version[7]):
+		return "", "", ErrVersion
+	}
+	return "", "", ErrSyntax
+}
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 // validMethod knows the methods that Envoy's parser knows.
 func validMethod(s string) bool {
@@ -234,48 +293,64 @@ func validTarget(s string) bool {
 	return s != ""
 }
 
-// takeHost takes the host field out; there must be exactly one. Envoy would join several.
-func takeHost(f []abi.Pair, spare int) ([]abi.Pair, string, error) {
-	host, n, out := "", 0, f[:spare]
+// takeHost takes the host field out, if there is one. There may not be two: Envoy would
+// join them.
+func takeHost(f []abi.Pair, spare int) (rest []abi.Pair, host string, known bool, err error) {
+	rest = f[:spare]
 	for _, p := range f[spare:] {
-		if p.Key == "host" {
-			host = p.Value
-			n++
-			continue
+		switch {
+		case p.Key != "host":
+			rest = append(rest, p)
+		case known || !validAuthority(p.Value):
+			return nil, "", false, ErrAuthority
+		default:
+			host, known = p.Value, true
 		}
-		out = append(out, p)
 	}
-	switch {
-	case n == 0:
-		return nil, "", ErrTarget
-	case n > 1 || strings.ContainsAny(host, " \t/,@\\"):
-		return nil, "", ErrSyntax
-	}
-	return out, host, nil
+	return rest, host, known, nil
 }
 
-// absolute takes the authority of a target that has one.
-func absolute(target, host string) (string, string, bool) {
-	if target[0] == '/' || target == "*" {
-		return host, target, true
-	}
-	for _, scheme := range []string{"http://", "https://"} {
-		if len(target) < len(scheme) || !strings.EqualFold(target[:len(scheme)], scheme) {
-			continue
+// validAuthority reports whether all of s can be in an authority. Envoy takes a comma and
+// an at sign, too.
+func validAuthority(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', isDigit(c):
+		case strings.IndexByte("!$%&'()*+-.:;=[]_~", c) < 0:
+			return false
 		}
-		rest := target[len(scheme):]
-		i := strings.IndexAny(rest, "/?")
-		switch {
-		case rest == "" || i == 0:
-			return "", "", false
-		case i < 0:
-			return rest, "/", true
-		case rest[i] == '?':
-			return rest[:i], "/" + rest[i:], true
-		}
-		return rest[:i], rest[i:], true
 	}
-	return "", "", false
+	return true
+}
+
+// absolute cuts a target that has scheme and authority. As in Envoy who the user is is dropped.
+func absolute(target string) (authority, path string, err error) {
+	scheme, rest, ok := strings.Cut(target, "://")
+	switch {
+	case !ok:
+		return "", "", ErrTarget
+	case !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https"):
+		return "", "", ErrScheme
+	}
+	authority, path = rest, "/"
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		authority, path = rest[:i], rest[i:]
+	}
+	authority = authority[strings.LastIndexByte(authority, '@')+1:]
+	if authority == "" || !validAuthority(authority) || !validPort(authority) || path[0] == '#' {
+		return "", "", ErrTarget
+	}
+	return authority, path, nil
+}
+
+// validPort reports whether an authority has no port, or one that there can be.
+func validPort(authority string) bool {
+	i := strings.LastIndexByte(authority, ':')
+	if i < 0 || strings.HasSuffix(authority, "]") {
+		return true
+	}
+	_, err := strconv.ParseUint(authority[i+1:], 10, 16)
+	return err == nil
 }
 
 // ReadResponse reads the head of a response to a request of that method, after
@@ -366,7 +441,7 @@ func length(f []abi.Pair) (n int64, chunked bool, err error) {
 		}
 	}
 	if chunked && n >= 0 {
-		return 0, false, ErrSyntax
+		return 0, false, ErrLengths
 	}
 	return n, chunked, nil
 }

@@ -29,18 +29,25 @@ func TestReadRequest(t *testing.T) {
 		{name: "absolute", in: "GET http://o/b?c HTTP/1.1\r\nHost: h\r\n\r\n", fields: []string{":authority=o", ":path=/b?c", ":method=GET", ":scheme=http"}},
 		{name: "nothing", in: "", err: io.EOF},
 		{name: "half", in: "GET / HTTP/1.1\r\nHost: h\r\n", err: ErrIncomplete},
-		{name: "folded", in: "GET / HTTP/1.1\r\nHost: h\r\nA: 1\r\n 2\r\n\r\n", err: ErrSyntax}, // Envoy joins the lines
-		{name: "two hosts", in: "GET / HTTP/1.1\r\nHost: h\r\nHost: i\r\n\r\n", err: ErrSyntax}, // Envoy joins the hosts
+		{name: "folded", in: "GET / HTTP/1.1\r\nHost: h\r\nA: 1\r\n 2\r\n\r\n", err: ErrSyntax},    // Envoy joins the lines
+		{name: "two hosts", in: "GET / HTTP/1.1\r\nHost: h\r\nHost: i\r\n\r\n", err: ErrAuthority}, // Envoy joins the hosts
 		{name: "space before colon", in: "GET / HTTP/1.1\r\nHost: h\r\nA : 1\r\n\r\n", err: ErrSyntax},
-		{name: "length and chunks", in: "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", err: ErrSyntax},
+		{name: "length and chunks", in: "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", err: ErrLengths},
 		{name: "two lengths", in: "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", err: ErrSyntax},
 		{name: "signed length", in: "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: +3\r\n\r\n", err: ErrSyntax},
 		{name: "coding", in: "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", err: ErrCoding},
-		{name: "control", in: "GET / HTTP/1.1\r\nHost: h\r\nA: \x01\r\n\r\n", err: ErrSyntax},
+		{name: "control", in: "GET / HTTP/1.1\r\nHost: h\r\nA: \x01\r\n\r\n", err: ErrCharacters},
 		{name: "1.0", in: "GET / HTTP/1.0\r\nHost: h\r\n\r\n", err: ErrVersion},
-		{name: "no host", in: "GET / HTTP/1.1\r\n\r\n", err: ErrTarget},
+		{name: "no host", in: "GET / HTTP/1.1\r\n\r\n", fields: []string{":path=/", ":method=GET", ":scheme=http"}},
+		{name: "no host, absolute", in: "GET https://u@o:1?b HTTP/1.1\r\n\r\n", fields: []string{":authority=o:1", ":path=?b", ":method=GET", ":scheme=http"}},
+		{name: "port", in: "GET http://o:65536/ HTTP/1.1\r\nHost: h\r\n\r\n", err: ErrTarget},
+		{name: "scheme", in: "GET ftp://o/ HTTP/1.1\r\nHost: h\r\n\r\n", err: ErrScheme},
+		{name: "relative", in: "GET a HTTP/1.1\r\nHost: h\r\n\r\n", err: ErrTarget},
+		{name: "asterisk", in: "GET * HTTP/1.1\r\nHost: h\r\n\r\n", err: ErrTarget},
+		{name: "authority", in: "GET / HTTP/1.1\r\nHost: h?q\r\n\r\n", err: ErrAuthority},
+		{name: "0.9", in: "GET /\r\n\r\n", err: ErrVersion},
 		{name: "method", in: "BREW / HTTP/1.1\r\nHost: h\r\n\r\n", err: ErrSyntax},
-		{name: "too many", in: "GET / HTTP/1.1\r\nHost: h\r\n" + strings.Repeat("A: 1\r\n", MaxFields) + "\r\n", err: ErrTooLarge},
+		{name: "too many", in: "GET / HTTP/1.1\r\nHost: h\r\n" + strings.Repeat("A: 1\r\n", MaxFields) + "\r\n", err: ErrTooMany},
 		{name: "too large", in: "GET / HTTP/1.1\r\nHost: h\r\nA: " + strings.Repeat("a", MaxHead) + "\r\n\r\n", err: ErrTooLarge},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -92,6 +99,23 @@ func TestReadResponse(t *testing.T) {
 				t.Errorf("body %q, %v, close %t", body, err, m.Close)
 			}
 		})
+	}
+}
+
+// What is malformed in a body is told from a body that ends too early.
+func TestReadChunks(t *testing.T) {
+	for in, want := range map[string]error{
+		"3\r\nabc\r\n0\r\n\r\n": nil, "3\r\nab": ErrIncomplete, "3\r\nabc\r\n": ErrIncomplete, "0\r\n": ErrIncomplete, "x\r\n": ErrSyntax, "3\nabc": ErrSyntax,
+		"3\r\nabcd\r\n": ErrSyntax, "10000000000000000\r\n": ErrSyntax, "0\r\nT : 1\r\n\r\n": ErrSyntax, "0\r\nT: \x00\r\n\r\n": ErrCharacters,
+		"0\r\n" + strings.Repeat("T: 1\r\n", MaxFields+1) + "\r\n": ErrTooMany, "1;" + strings.Repeat("x", 1<<20) + "\r\na\r\n0\r\n\r\n": ErrSyntax,
+	} {
+		m, err := read("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(m.Body); !errors.Is(err, want) || want == nil && err != nil {
+			t.Errorf("%.40q: %v, want %v", in, err, want)
+		}
 	}
 }
 

@@ -22,7 +22,8 @@ const (
 var errSeen = errors.New("seen")
 
 // inspect makes c.R and reads what the client says first, if the listener wants to
-// know. It returns false if the client said nothing in time, or went away.
+// know. It returns false if the client said nothing in time, or went away. The room
+// that it takes is not the connection's for life.
 func (l *Listener) inspect(c *hcm.Conn) (hello, bool) {
 	var h hello
 	wantTLS, wantHTTP := l.Config.InspectTLS.On(c.Dst.Port()), l.Config.InspectHTTP.On(c.Dst.Port())
@@ -30,23 +31,22 @@ func (l *Listener) inspect(c *hcm.Conn) (hello, bool) {
 		c.R = bufio.NewReader(c.Conn)
 		return h, true
 	}
-	c.R = bufio.NewReaderSize(c.Conn, recordHeader+maxRecord)
+	r := bufio.NewReaderSize(c.Conn, recordHeader+maxRecord)
 	if l.Config.InspectTimeout > 0 {
 		_ = c.SetReadDeadline(time.Now().Add(l.Config.InspectTimeout))
 	}
 	var err error
 	if wantTLS {
-		err = inspectTLS(c.R, &h)
+		err = inspectTLS(r, &h)
 	}
 	if wantHTTP && !h.tls && err == nil {
-		err = inspectHTTP(c.R, &h)
+		err = inspectHTTP(r, &h)
 	}
 	_ = c.SetReadDeadline(time.Time{})
+	have, _ := r.Peek(r.Buffered()) // there is so much
+	c.R = bufio.NewReader(&prefixed{Conn: c.Conn, head: bytes.Clone(have)})
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() && l.Config.ContinueOnSilent {
-		// A timeout is for good in the buffered reader: start it anew with what it has.
-		have, _ := c.R.Peek(c.R.Buffered())
-		c.R = bufio.NewReaderSize(&prefixed{Conn: c.Conn, head: bytes.Clone(have)}, recordHeader+maxRecord)
 		return hello{}, true
 	}
 	return h, err == nil
@@ -61,7 +61,9 @@ type prefixed struct {
 func (p *prefixed) Read(b []byte) (int, error) {
 	if len(p.head) > 0 {
 		n := copy(b, p.head)
-		p.head = p.head[n:]
+		if p.head = p.head[n:]; len(p.head) == 0 {
+			p.head = nil // and its memory with it
+		}
 		return n, nil
 	}
 	return p.Conn.Read(b)

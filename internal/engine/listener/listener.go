@@ -62,6 +62,7 @@ type Listener struct {
 	chains []*Chain
 	rest   *Chain // when no other matches; may be nil
 	stats  *listenerStats
+	logged bool // something is logged of connections
 }
 
 type listenerStats struct {
@@ -86,6 +87,7 @@ type Chain struct {
 	http    *hcm.Manager
 	tcp     *tcpProxy
 	tls     *downstreamTLS
+	users   users
 
 	ctx    context.Context // ends when its connections must
 	cancel context.CancelFunc
@@ -120,6 +122,7 @@ func Build(ctx context.Context, cfg *config.Listener, old *Listener, env *Env) (
 		}
 		l.rest = chain
 	}
+	l.logged = len(cfg.AccessLogs) > 0 || slices.ContainsFunc(l.all(), func(c *Chain) bool { return c.cfg.TCP != nil && len(c.cfg.TCP.AccessLogs) > 0 })
 	return l, nil
 }
 
@@ -185,7 +188,8 @@ func (c *Chain) filters(list []config.Filter) ([]hcm.Filter, error) {
 }
 
 // Drain has the connections of chains that next does not have end, at once when
-// they are idle between requests, and by force after grace. next may be nil.
+// they are idle between requests, and by force after grace. next may be nil. Chains
+// without connections end at once.
 func (l *Listener) Drain(ctx context.Context, next *Listener, grace time.Duration) {
 	for _, c := range l.all() {
 		if next != nil && slices.Contains(next.all(), c) {
@@ -206,16 +210,14 @@ func (l *Listener) Goodbye(ctx context.Context) {
 }
 
 func (c *Chain) drain(ctx context.Context, grace time.Duration) {
+	graceful, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
 	if c.http != nil {
-		graceful, cancel := context.WithTimeout(ctx, grace)
 		c.http.Drain(graceful)
-		cancel()
 	}
-	t := time.NewTimer(grace)
-	defer t.Stop()
 	select {
-	case <-t.C:
-	case <-ctx.Done():
+	case <-c.users.drain():
+	case <-graceful.Done():
 	}
 	c.cancel()
 	for _, slot := range c.owned {
@@ -271,7 +273,11 @@ func (s *Socket) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		l := s.current.Load()
+		l := s.enter()
+		if l == nil {
+			c.Close()
+			continue
+		}
 		l.env.Workers.Go(func() { l.take(c) })
 	}
 }
@@ -284,15 +290,15 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// take serves a connection to its end.
+// take serves a connection, which all chains count, to its end.
 func (l *Listener) take(raw net.Conn) {
 	c := &hcm.Conn{Conn: raw, Remote: addrPort(raw.RemoteAddr()), Local: addrPort(raw.LocalAddr()), ID: l.env.NextID()}
 	c.Dst = c.Local
 	l.serve(c, true)
 }
 
-// serve gives a connection to its filter chain. hand says whether it may be given
-// to another listener.
+// serve gives a connection, which all chains count, to its filter chain. hand says
+// whether it may be given to another listener.
 func (l *Listener) serve(c *hcm.Conn, hand bool) {
 	if l.Config.OriginalDst {
 		if dst, ok := originalDst(c.Conn); ok {
@@ -300,30 +306,72 @@ func (l *Listener) serve(c *hcm.Conn, hand bool) {
 		}
 	}
 	if hand && l.Config.UseOriginalDst {
-		if other := l.env.Find(c.Dst); other != nil && other != l {
+		if other := l.other(c.Dst); other != nil {
+			leave(l.all(), nil)
 			other.serve(c, false)
 			return
 		}
 	}
+	var chain *Chain // until it is known all count the connection
+	defer func() {
+		if chain == nil {
+			leave(l.all(), nil)
+		} else {
+			chain.users.leave()
+		}
+	}()
 	l.stats.total.Inc()
 	l.stats.active.Inc()
 	defer l.stats.active.Dec()
 	defer l.stats.destroyed.Inc()
 	defer c.Close()
+	if l.logged {
+		c.Entry = c.NewEntry(l.env.HTTP.Now())
+		defer func() { l.env.HTTP.WriteLogs(l.Config.AccessLogs, l.ended(c)) }()
+	}
 	said, ok := l.inspect(c)
 	if !ok {
 		return
 	}
-	chain := l.match(c.Dst, said)
+	chain = l.match(c.Dst, said)
 	if chain == nil {
 		l.stats.unmatched.Inc()
+		if c.Entry != nil {
+			c.Entry.Flags, c.Entry.CodeDetails = "NR", "filter_chain_not_found"
+		}
 		return
 	}
-	chain.serve(c, l.stats)
+	if c.Entry != nil {
+		c.Entry.Chain, c.Entry.ServerName = chain.cfg.Name, said.name
+	}
+	leave(l.all(), chain)
+	chain.serve(c, l)
+}
+
+// other returns another listener, for an original destination, which counts the
+// connection: nil if there is none.
+func (l *Listener) other(dst netip.AddrPort) *Listener {
+	for other := l.env.Find(dst); other != nil && other != l; {
+		if other.enter() {
+			return other
+		}
+		next := l.env.Find(dst)
+		if next == other { // it is being removed
+			return nil
+		}
+		other = next
+	}
+	return nil
+}
+
+// ended is what is logged of a connection that is over.
+func (l *Listener) ended(c *hcm.Conn) *config.Entry {
+	c.Entry.Duration = l.env.HTTP.Now().Sub(c.Entry.Start)
+	return c.Entry
 }
 
 // serve takes a connection through TLS and the network filters.
-func (ch *Chain) serve(c *hcm.Conn, s *listenerStats) {
+func (ch *Chain) serve(c *hcm.Conn, l *Listener) {
 	stop := context.AfterFunc(ch.ctx, func() { c.Close() })
 	defer stop()
 	if ch.tls != nil {
@@ -332,7 +380,7 @@ func (ch *Chain) serve(c *hcm.Conn, s *listenerStats) {
 		err := t.HandshakeContext(ctx)
 		cancel()
 		if err != nil {
-			s.tlsErrors.Inc()
+			l.stats.tlsErrors.Inc()
 			return
 		}
 		state := t.ConnectionState()
@@ -347,11 +395,39 @@ func (ch *Chain) serve(c *hcm.Conn, s *listenerStats) {
 		c.Conn, c.R = f, bufio.NewReader(f)
 	}
 	if ch.http != nil {
+		if c.Entry != nil {
+			m := &metered{peeked: peeked{Conn: c.Conn, r: c.R}}
+			c.Conn, c.R = m, bufio.NewReader(m)
+			defer m.tell(c.Entry)
+		}
 		ch.http.Serve(ch.ctx, c)
 		return
 	}
 	ch.tcp.serve(ch.ctx, c)
+	if c.Entry != nil {
+		l.env.HTTP.WriteLogs(ch.tcp.cfg.AccessLogs, l.ended(c))
+	}
 }
+
+// A metered connection counts bytes for what is logged of it.
+type metered struct {
+	peeked
+	read, written atomic.Int64
+}
+
+func (m *metered) Read(b []byte) (int, error) {
+	n, err := m.peeked.Read(b)
+	m.read.Add(int64(n))
+	return n, err
+}
+
+func (m *metered) Write(b []byte) (int, error) {
+	n, err := m.Conn.Write(b)
+	m.written.Add(int64(n))
+	return n, err
+}
+
+func (m *metered) tell(e *config.Entry) { e.Received, e.Sent = m.read.Load(), m.written.Load() }
 
 // A peeked connection starts with what was read of it already.
 type peeked struct {

@@ -46,6 +46,7 @@ type Cluster struct {
 
 	hosts atomic.Pointer[[]*Host]
 	good  atomic.Pointer[[]*Host] // to choose from
+	table atomic.Pointer[table]   // to choose by; nil if there is none
 	turn  atomic.Uint64
 	known chan struct{} // closed when there are endpoints, if only none
 
@@ -53,6 +54,7 @@ type Cluster struct {
 	told   bool
 	byDst  map[netip.AddrPort]*Host // of ORIGINAL_DST
 	smooth []int64                  // state of weighted round robin
+	tabled tabled
 }
 
 // Stats are a cluster's.
@@ -182,19 +184,30 @@ func (c *Cluster) Hosts() []*Host {
 	return hosts
 }
 
-// Choose returns an endpoint for a connection that was meant for dst. If possible
-// it is none of tried; tries is how often to look for another. nil means there is none.
-func (c *Cluster) Choose(dst netip.AddrPort, tried []*Host, tries int) *Host {
+// Wanted is what an endpoint is chosen for. The zero value is for any request.
+type Wanted struct {
+	Dst    netip.AddrPort // that the connection was meant for
+	Tried  []*Host        // if possible none of these
+	Tries  int            // how often to look for another
+	Hash   uint64         // of the request, if Hashed; for clusters that go by it
+	Hashed bool
+}
+
+// Choose returns an endpoint, nil if there is none.
+func (c *Cluster) Choose(w Wanted) *Host {
 	if c.Config.Discovery == config.OriginalDst {
-		return c.original(dst)
+		return c.original(w.Dst)
+	}
+	if c.Hashes() {
+		return c.hashed(w)
 	}
 	hosts := *c.good.Load()
 	if len(hosts) == 0 {
 		return nil
 	}
 	h := c.balance(hosts)
-	for range tries {
-		if !slices.Contains(tried, h) {
+	for range w.Tries {
+		if !slices.Contains(w.Tried, h) {
 			break
 		}
 		h = c.balance(hosts)

@@ -6,8 +6,10 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/chandler-proxy/chandler/internal/engine/http1"
@@ -18,6 +20,11 @@ type Request struct {
 	Fields  *http1.Fields
 	End     bool // there is neither body nor trailers
 	Upgrade bool // it asks for another protocol
+	Late    bool // the head may be sent as late as when the response is waited for
+
+	// Trailers are the names of those that will come, as far as they are known. Over HTTP/2
+	// no others are sent but those that a field of that name announces.
+	Trailers []string
 }
 
 // A Response is the head of a response, and its body.
@@ -77,7 +84,7 @@ func (h *Host) Start(ctx context.Context, r Request) (Exchange, error) {
 	c.used++
 	h.active.Add(1)
 	h.cluster.Stats.RqActive.Inc()
-	e := &exchange{conn: c}
+	e := &exchange{conn: c, late: r.Late}
 	e.method, _ = r.Fields.Get(":method")
 	e.left = -1
 	if v, ok := r.Fields.Get("content-length"); ok {
@@ -120,6 +127,8 @@ type exchange struct {
 	framing http1.Framing
 	message *http1.Message
 	left    int64       // of the length that the head tells; -1 if it tells none
+	late    bool        // Response sends what is not sent
+	writing sync.Mutex  // of the request
 	sent    atomic.Bool // the whole request
 	broken  atomic.Bool
 	over    atomic.Bool // finished or cancelled
@@ -144,6 +153,8 @@ func (e *exchange) Send(p []byte, more bool) error {
 			return e.failed(http1.ErrSyntax)
 		}
 	}
+	e.writing.Lock()
+	defer e.writing.Unlock()
 	err := http1.WriteBody(e.conn.w, e.framing, p)
 	if err == nil && !more {
 		err = e.conn.w.Flush()
@@ -152,6 +163,8 @@ func (e *exchange) Send(p []byte, more bool) error {
 }
 
 func (e *exchange) SendEnd(*http1.Fields) error {
+	e.writing.Lock()
+	defer e.writing.Unlock()
 	err := http1.WriteEnd(e.conn.w, e.framing)
 	if err == nil {
 		err = e.conn.w.Flush()
@@ -170,12 +183,25 @@ func (e *exchange) failed(err error) error {
 	return &ResetError{Reason: Terminated, Err: err}
 }
 
+// push sends the head, unless whoever sends is about to.
+func (e *exchange) push() {
+	runtime.Gosched() // to send it with what there is of the body
+	if e.sent.Load() || !e.writing.TryLock() {
+		return
+	}
+	defer e.writing.Unlock()
+	_ = e.failed(e.conn.w.Flush()) // reading fails, too
+}
+
 func (e *exchange) Response() (*Response, error) {
+	if e.late && !e.sent.Load() {
+		e.push()
+	}
 	m, err := http1.ReadResponse(e.conn.r, e.method)
 	if err != nil {
 		e.broken.Store(true)
 		reason := Terminated
-		if errors.Is(err, http1.ErrSyntax) || errors.Is(err, http1.ErrTooLarge) || errors.Is(err, http1.ErrCoding) {
+		if refusal := new(http1.Refusal); errors.As(err, &refusal) {
 			reason = ProtocolError
 		}
 		return nil, &ResetError{Reason: reason, Err: err}

@@ -306,6 +306,13 @@ func (h *Host) sweep(now time.Time, idle time.Duration) {
 	}
 }
 
+// gone reports whether the cluster has done without the host.
+func (h *Host) gone() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.retired
+}
+
 func (h *Host) unused() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

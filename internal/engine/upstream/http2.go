@@ -63,7 +63,7 @@ func (h *Host) startHTTP2(ctx context.Context, r Request, sni string) Exchange {
 				e.request.ContentLength = n
 			}
 		}
-		e.request.Trailer = announced(r.Fields)
+		e.request.Trailer = announced(r)
 	}
 	h.active.Add(1)
 	h.cluster.Stats.RqActive.Inc()
@@ -90,14 +90,16 @@ func request2(ctx context.Context, r Request) *http.Request {
 	return q
 }
 
-// announced has a key for each trailer that a request says it will have. Package
+// announced has a key for each trailer that a request will have, as far as is known. Package
 // net/http sends no others.
-func announced(f *http1.Fields) http.Header {
+func announced(r Request) http.Header {
+	names := r.Trailers
+	if list, ok := r.Fields.Get("trailer"); ok {
+		names = append(slices.Clip(names), strings.Split(list, ",")...)
+	}
 	h := http.Header{}
-	if list, ok := f.Get("trailer"); ok {
-		for name := range strings.SplitSeq(list, ",") {
-			h[http.CanonicalHeaderKey(strings.TrimSpace(name))] = []string{}
-		}
+	for _, name := range names {
+		h[http.CanonicalHeaderKey(strings.TrimSpace(name))] = []string{}
 	}
 	return h
 }
@@ -191,6 +193,9 @@ func (e *exchange2) Cancel() {
 		e.body.CloseWithError(context.Canceled)
 	}
 	e.cancel()
+	if e.host.gone() { // no one else has the connection, or will
+		e.transport.CloseIdleConnections()
+	}
 	e.host.active.Add(-1)
 	e.host.cluster.Breakers.requests.Give()
 	e.host.cluster.Stats.RqActive.Dec()

@@ -142,4 +142,5 @@ func (c *Cluster) choosable() {
 	}
 	c.smooth = nil
 	c.good.Store(&good)
+	c.tabulate(good)
 }

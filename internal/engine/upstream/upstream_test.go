@@ -56,7 +56,7 @@ func TestRequestsWaitForConnection(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") }))
 	t.Cleanup(s.Close)
 	c := newCluster(t, config.Cluster{Limits: config.Limits{Connections: 1, Pending: 4, Requests: 10}}, s.Listener.Addr().String())
-	h := c.Choose(netip.AddrPort{}, nil, 0)
+	h := c.Choose(Wanted{})
 	first, err := start(t, h)
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func TestWaitingEnds(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") }))
 	t.Cleanup(s.Close)
 	c := newCluster(t, config.Cluster{Limits: config.Limits{Connections: 1, Pending: 4, Requests: 10}}, s.Listener.Addr().String())
-	h := c.Choose(netip.AddrPort{}, nil, 0)
+	h := c.Choose(Wanted{})
 	first, err := start(t, h)
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +120,7 @@ func TestWaitingEnds(t *testing.T) {
 func chosen(c *Cluster, n int) map[string]int {
 	count := map[string]int{}
 	for range n {
-		if h := c.Choose(netip.AddrPort{}, nil, 0); h != nil {
+		if h := c.Choose(Wanted{}); h != nil {
 			count[h.Address]++
 		}
 	}
@@ -221,5 +221,81 @@ func TestSuccessRate(t *testing.T) {
 	got := chosen(c, 60)
 	if got[bad.Address] != 0 || len(got) != 5 {
 		t.Errorf("chosen: %v", got)
+	}
+}
+
+// Trailers that are known ahead are sent over HTTP/2.
+func TestTrailersOverHTTP2(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		io.WriteString(w, r.Trailer.Get("x-end"))
+	}))
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
+	t.Cleanup(s.Close)
+	c := newCluster(t, config.Cluster{HTTP2: true, Limits: config.Limits{Connections: 1, Pending: 1, Requests: 1}}, s.Listener.Addr().String())
+	x, err := c.Choose(Wanted{}).Start(t.Context(), Request{Trailers: []string{"x-end"}, Fields: proxywasm.NewRequestFields(
+		abi.Pair{Key: ":method", Value: "POST"}, abi.Pair{Key: ":path", Value: "/"}, abi.Pair{Key: ":authority", Value: "x"}, abi.Pair{Key: ":scheme", Value: "http"})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		if err := errors.Join(x.Send([]byte("body"), true), x.SendEnd(proxywasm.NewFields(abi.Pair{Key: "x-end", Value: "last"}))); err != nil {
+			t.Error(err)
+		}
+	})
+	resp, err := x.Response()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(resp.Body); string(got) != "last" || err != nil {
+		t.Errorf("the server saw the trailer %q, %v", got, err)
+	}
+	sending.Wait()
+	x.Finish()
+}
+
+// The head of a request that may be late is sent before its body when that does not
+// come, and with it when it does.
+func TestLateHead(t *testing.T) {
+	seen := make(chan string)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen <- r.URL.Path
+		_, _ = io.Copy(w, r.Body)
+	}))
+	t.Cleanup(s.Close)
+	h := newCluster(t, config.Cluster{Limits: config.Limits{Connections: 1, Pending: 1, Requests: 1}}, s.Listener.Addr().String()).Choose(Wanted{})
+	for _, path := range []string{"/late", "/ready"} {
+		x, err := h.Start(t.Context(), Request{Late: true, Fields: proxywasm.NewRequestFields(
+			abi.Pair{Key: ":method", Value: "POST"}, abi.Pair{Key: ":path", Value: path}, abi.Pair{Key: ":authority", Value: "x"},
+			abi.Pair{Key: ":scheme", Value: "http"}, abi.Pair{Key: "content-length", Value: "4"})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var sending sync.WaitGroup
+		sending.Go(func() {
+			if path == "/late" { // the server has the head before
+				if got := <-seen; got != path {
+					t.Errorf("server was asked for %s", got)
+				}
+			}
+			if err := errors.Join(x.Send([]byte("body"), true), x.SendEnd(nil)); err != nil {
+				t.Error(err)
+			}
+			if path != "/late" {
+				<-seen
+			}
+		})
+		resp, err := x.Response()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(resp.Body); string(got) != "body" || err != nil {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+		sending.Wait()
+		x.Finish()
 	}
 }
