@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -115,7 +116,7 @@ func TestCookieLikeEnvoy(t *testing.T) {
 			defer c.Close()
 			addr := func(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
 			value := config.ConnectionCookie(addr(c.LocalAddr()), addr(c.RemoteAddr()))
-			client := &http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return c, nil }}}
+			client := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}}
 			req, err := http.NewRequest("GET", "http://example.com/"+route+"/", nil)
 			if err != nil {
 				t.Fatal(err)
