@@ -149,13 +149,20 @@ func (d *writer2) headers(f *http1.Fields, end bool) error {
 	h := d.w.Header()
 	h["Content-Type"] = nil // do not guess
 	status := 200
-	for _, p := range f.Pairs() {
+	pairs := f.Pairs()
+	values := make([]string, len(pairs)) // of all that are there once
+	for i, p := range pairs {
 		if p.Key == ":status" {
 			status = atoi(p.Value)
 			continue
 		}
 		key := http.CanonicalHeaderKey(p.Key)
-		h[key] = append(h[key], p.Value)
+		if have := h[key]; have != nil {
+			h[key] = append(have, p.Value)
+			continue
+		}
+		values[i] = p.Value
+		h[key] = values[i : i+1 : i+1]
 	}
 	switch n := h["Content-Length"]; {
 	case end:

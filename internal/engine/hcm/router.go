@@ -50,11 +50,12 @@ type router struct {
 	end     bool // without a body
 	facts   config.Facts
 
-	mu       sync.Mutex  // orders what is sent
-	replay   []byte      // the body so far
-	keep     atomic.Bool // replay has all of it; changed with mu held
-	whole    atomic.Bool // all of the request was given to the upstream
-	lost     bool        // an attempt was given up that cannot be made again
+	mu       sync.Mutex      // orders what is sent
+	replay   []byte          // the body so far
+	room     *[16 << 10]byte // of the manager's buffers: what replay is in, as long as it fits; nil without a body
+	keep     atomic.Bool     // replay has all of it; changed with mu held
+	whole    atomic.Bool     // all of the request was given to the upstream
+	lost     bool            // an attempt was given up that cannot be made again
 	ended    bool
 	trailing *http1.Fields
 	timer    *time.Timer
@@ -403,6 +404,10 @@ func (r *router) data(p []byte, end bool) {
 	switch {
 	case !r.keep.Load():
 	case len(r.replay)+len(p) <= r.s.m.limit:
+		if r.room == nil {
+			r.room = r.s.m.buffers.Get().(*[16 << 10]byte)
+			r.replay = r.room[:0]
+		}
 		r.replay = append(r.replay, p...)
 	default:
 		r.keep.Store(false)
@@ -709,5 +714,9 @@ func (r *router) close() {
 		if a.exchange != nil {
 			a.exchange.Finish()
 		}
+	}
+	if r.room != nil {
+		r.s.m.buffers.Put(r.room)
+		r.room, r.replay = nil, nil
 	}
 }
