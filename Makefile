@@ -14,8 +14,9 @@ PLUGIN_SOURCES := go.mod go.sum $(filter-out %_test.go,$(wildcard plugins/*/*.go
 # run together within one.
 KUBE      := $(CURDIR)/.tools/kube/bin
 tests      = $(shell git grep -l --untracked $(1) -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|')
-E2E        = $(filter-out $(E2E_API),$(call tests,'^//go:build e2e$$'))
 E2E_API    = $(call tests,CHANDLER_KUBECONFIG)
+E2E_KUBE  := ./test/kube ./test/kubernetes
+E2E        = $(filter-out $(E2E_API) $(E2E_KUBE),$(call tests,'^//go:build e2e$$'))
 
 # The end-to-end tests that are not about an Envoy process; they are run on the engine too.
 ON_ENGINE := TestAgentStopped|TestControl|TestImages|TestPull|TestHTTP|TestFailing|TestPlugins|TestModule|TestDeleted|TestMany|TestFiles|TestGateway|TestSidecar|TestNetwork|TestOrder
@@ -27,7 +28,7 @@ export GOFLAGS     := $(GOFLAGS) -trimpath
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build plugins run test test-short race e2e bench lint generate clean deps envoy kube images
+.PHONY: help build plugins run test test-short race e2e bench lint generate clean deps envoy kube images e2e-machine e2e-cluster
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,18 +59,27 @@ test-short: ## unit tests, vet and staticcheck, in under two minutes
 
 # What runs compiled modules or decodes manifests by the megabyte, in one goroutine:
 # the race detector would find nothing there, and takes minutes to.
-SERIAL := ./cmd/chandler ./deploy/... ./internal/spec/...
+SERIAL := ./cmd/chandler ./deploy/... ./internal/spec/... ./plugins/...
 
 race: ## unit tests, under the race detector where there is more than one goroutine
 	CGO_ENABLED=1 $(GO) test -race $(filter-out $(shell $(GO) list $(SERIAL)),$(shell $(GO) list ./...))
 	$(GO) test $(SERIAL)
 
 e2e: build envoy kube ## end-to-end tests: real Envoy, real registries, a real Kubernetes, the READMEs' commands
+	$(MAKE) -j 2 e2e-machine e2e-cluster
+
+# Those that use this machine's ports, one package at a time.
+e2e-machine:
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
 		$(GO) test -tags e2e -count 1 -p 1 -timeout 20m $(E2E)
-	$(GO) run ./test/kube/within $(GO) test -tags e2e -count 1 -p 1 -timeout 10m $(E2E_API)
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) CHANDLER_E2E_PROXY=engine \
 		$(GO) test -tags e2e -count 1 -timeout 10m -run '$(ON_ENGINE)' ./test/e2e
+
+# Those in networks of their own.
+e2e-cluster:
+	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
+		$(GO) test -tags e2e -count 1 -p 1 -timeout 20m $(E2E_KUBE)
+	$(GO) run ./test/kube/within $(GO) test -tags e2e -count 1 -p 1 -timeout 10m $(E2E_API)
 
 kube: ## build the Kubernetes that tests use into .tools, unless it is there
 	test/kube/build.sh $(KUBE)
