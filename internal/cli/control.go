@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -195,10 +193,10 @@ An agent is given both (--cert, --key), and root-cert.pem of that folder (--ca).
 			if err != nil {
 				return misuse{err}
 			}
-			if err := replace(key, private, 0o600); err != nil {
+			if err := identity.WriteFile(key, private, 0o600); err != nil {
 				return fmt.Errorf("write key: %w", err)
 			}
-			if err := replace(cert, certificate, 0o644); err != nil {
+			if err := identity.WriteFile(cert, certificate, 0o644); err != nil {
 				return fmt.Errorf("write certificate: %w", err)
 			}
 			return nil
@@ -212,24 +210,6 @@ An agent is given both (--cert, --key), and root-cert.pem of that folder (--ca).
 	flags.StringVar(&cert, "cert", "", "`FILE` for the certificate")
 	flags.StringVar(&key, "key", "", "`FILE` for its key, which only its owner may read")
 	return cmd
-}
-
-// replace writes a file anew: nobody finds half of it, and one that was there before
-// does not pass its mode on.
-func replace(path string, data []byte, mode fs.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".chandler-*") // for its owner alone
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // fails harmlessly once renamed
-	defer tmp.Close()
-	if _, err := tmp.Write(data); err != nil {
-		return err
-	}
-	if err := errors.Join(tmp.Chmod(mode), tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
 }
 
 func addMesh(flags *pflag.FlagSet, opts *mesh.Options) {

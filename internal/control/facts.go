@@ -48,26 +48,21 @@ func facts(written []resource.Object, problems []resource.Problem, extensions []
 	return all
 }
 
-// byObject are problems by the objects that they are about. A Problem does not
-// tell the group of its kind: where two objects have the same kind and name, it is
-// told of neither.
+// byObject are problems by the objects that they are about, as far as that is clear.
 func byObject(written []resource.Object, problems []resource.Problem) map[resource.Key][]resource.Problem {
 	if len(problems) == 0 {
 		return nil
 	}
-	keys := make(map[resource.Key]resource.Key, len(written))
-	for _, o := range written {
-		key := resource.KeyOf(o)
-		bare := key
-		bare.Group = ""
-		if _, twice := keys[bare]; twice {
-			key = resource.Key{}
+	keys := resource.ByProblem(func(yield func(resource.Key) bool) {
+		for _, o := range written {
+			if !yield(resource.KeyOf(o)) {
+				return
+			}
 		}
-		keys[bare] = key
-	}
+	})
 	found := make(map[resource.Key][]resource.Problem)
 	for _, p := range problems {
-		if key := keys[resource.Key{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name}]; key != (resource.Key{}) {
+		if key := keys[p.About()]; key != (resource.Key{}) {
 			found[key] = append(found[key], p)
 		}
 	}

@@ -69,6 +69,7 @@ func (m *memory) Watch(ctx context.Context, changed func()) error {
 	m.mu.Lock()
 	m.watchers = append(m.watchers, changed)
 	m.mu.Unlock()
+	changed()
 	<-ctx.Done()
 	return nil
 }

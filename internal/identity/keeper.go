@@ -29,8 +29,8 @@ type Keeper interface {
 	// Save keeps data if what is kept still has that version, and otherwise
 	// returns an error that wraps [ErrConflict]: another replica was faster.
 	Save(ctx context.Context, data []byte, version string) error
-	// Watch calls changed whenever what is kept may have changed, until ctx ends;
-	// then it returns nil.
+	// Watch calls changed once it watches, since what is kept may have changed before,
+	// and whenever it may have changed after that, until ctx ends; then it returns nil.
 	Watch(ctx context.Context, changed func()) error
 }
 
@@ -150,9 +150,15 @@ func (d *Dir) WriteBundle(bundle []byte) error {
 	return nil
 }
 
-// write replaces a file as a whole.
 func (d *Dir) write(name string, data []byte, mode fs.FileMode) error {
-	tmp, err := os.CreateTemp(d.path, ".write-*") // for its owner alone
+	return WriteFile(filepath.Join(d.path, name), data, mode)
+}
+
+// WriteFile makes a file with a certificate or key, or replaces it: nobody finds half
+// of it, also after a crash, and one that was there before does not pass its mode on.
+func WriteFile(path string, data []byte, mode fs.FileMode) error {
+	dir := filepath.Dir(path)
+	tmp, err := os.CreateTemp(dir, ".write-*") // for its owner alone
 	if err != nil {
 		return err
 	}
@@ -164,10 +170,10 @@ func (d *Dir) write(name string, data []byte, mode fs.FileMode) error {
 	if err := errors.Join(tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp.Name(), filepath.Join(d.path, name)); err != nil {
+	if err := os.Rename(tmp.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(d.path)
+	return syncDir(dir)
 }
 
 // syncDir makes a rename in the folder outlast a crash.

@@ -2,6 +2,7 @@ package resource
 
 import (
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 
@@ -45,6 +46,25 @@ type Problem struct {
 	Field     string // path of the offending field, as in spec.match[0].mode; empty for the whole resource
 	Message   string // what is wrong
 	Mend      string // what to do about it; may be empty
+}
+
+// About is the key of the object that p is about, but for its group, which a
+// Problem does not tell.
+func (p Problem) About() Key { return Key{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name} }
+
+// ByProblem returns keys by what [Problem.About] tells of them. Where two objects
+// differ in their group alone, the zero Key stands for both: neither is chosen.
+func ByProblem(keys iter.Seq[Key]) map[Key]Key {
+	told := make(map[Key]Key)
+	for key := range keys {
+		about := key
+		about.Group = ""
+		if _, twice := told[about]; twice {
+			key = Key{}
+		}
+		told[about] = key
+	}
+	return told
 }
 
 // String is one line: where, which resource, which field, what is wrong and how to mend it.

@@ -8,6 +8,7 @@ package source
 
 import (
 	"context"
+	"maps"
 
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
@@ -42,18 +43,11 @@ func (s Snapshot) Locate(problems []resource.Problem) []resource.Problem {
 	if len(s.Places) == 0 || len(problems) == 0 {
 		return problems
 	}
-	places := make(map[resource.Key]Place, len(s.Places))
-	for key, place := range s.Places {
-		key.Group = ""
-		if _, twice := places[key]; twice {
-			place = Place{}
-		}
-		places[key] = place
-	}
+	keys := resource.ByProblem(maps.Keys(s.Places))
 	out := make([]resource.Problem, len(problems))
 	for i, p := range problems {
 		if p.File == "" {
-			place := places[resource.Key{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name}]
+			place := s.Places[keys[p.About()]]
 			p.File, p.Line = place.File, place.Line
 		}
 		out[i] = p

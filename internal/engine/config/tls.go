@@ -6,6 +6,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
 )
 
 // Data is bytes, or the file that has them.
@@ -89,19 +90,27 @@ func DecodeSecret(m *tlsv3.Secret) (*Secret, error) {
 	return s, nil
 }
 
-func (d *decoder) downstreamTLS(path string, s *corev3.TransportSocket) *TLS {
+// tlsSocket decodes the TLS that s has into m, at the path that it returns. ok is
+// false if it has none, or another than m.
+func (d *decoder) tlsSocket(path string, s *corev3.TransportSocket, m proto.Message) (at string, ok bool) {
 	a := s.GetTypedConfig()
+	at = in(path, "typed_config")
 	switch {
 	case s == nil:
-		return nil
+		return at, false
 	case typeOf(a) == "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" && len(a.GetValue()) == 0:
-		return nil
-	case typeOf(a) != "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext":
-		d.fail(in(path, "typed_config"), "transport socket %s is not supported by the engine", orName(typeOf(a), s.GetName()))
-		return nil
+		return at, false
+	case typeOf(a) != string(m.ProtoReflect().Descriptor().FullName()):
+		d.fail(at, "transport socket %s is not supported by the engine", orName(typeOf(a), s.GetName()))
+		return at, false
 	}
-	m, path := new(tlsv3.DownstreamTlsContext), in(path, "typed_config")
-	if !d.unpack(path, a, m) {
+	return at, d.unpack(at, a, m)
+}
+
+func (d *decoder) downstreamTLS(path string, s *corev3.TransportSocket) *TLS {
+	m := new(tlsv3.DownstreamTlsContext)
+	path, ok := d.tlsSocket(path, s, m)
+	if !ok {
 		return nil
 	}
 	t := d.common(in(path, "common_tls_context"), m.GetCommonTlsContext())
@@ -113,18 +122,9 @@ func (d *decoder) downstreamTLS(path string, s *corev3.TransportSocket) *TLS {
 }
 
 func (d *decoder) upstreamTLS(path string, s *corev3.TransportSocket) *TLS {
-	a := s.GetTypedConfig()
-	switch {
-	case s == nil:
-		return nil
-	case typeOf(a) == "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" && len(a.GetValue()) == 0:
-		return nil
-	case typeOf(a) != "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext":
-		d.fail(in(path, "typed_config"), "transport socket %s is not supported by the engine", orName(typeOf(a), s.GetName()))
-		return nil
-	}
-	m, path := new(tlsv3.UpstreamTlsContext), in(path, "typed_config")
-	if !d.unpack(path, a, m) {
+	m := new(tlsv3.UpstreamTlsContext)
+	path, ok := d.tlsSocket(path, s, m)
+	if !ok {
 		return nil
 	}
 	t := d.common(in(path, "common_tls_context"), m.GetCommonTlsContext())

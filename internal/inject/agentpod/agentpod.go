@@ -14,6 +14,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/chandler-proxy/chandler/internal/identity"
+	"github.com/chandler-proxy/chandler/internal/inject/trust"
+	"github.com/chandler-proxy/chandler/internal/probe"
 )
 
 const (
@@ -21,20 +25,12 @@ const (
 	Container = "istio-proxy"
 	// User is user and group of the agent and its proxy; redirection lets them pass.
 	User = 1337
-	// StatusPort is where the agent serves metrics, health and the workload's probes.
-	StatusPort = 15020
 	// HealthPort is where that of a router serves health alone, for load balancers.
 	HealthPort = 15021
 )
 
-// What the control plane has in every namespace, and proxies show it; package identity
-// has the other end.
-const (
-	caConfigMap   = "chandler-ca-root-cert" // its key is rootCertKey
-	rootCertKey   = "root-cert.pem"
-	tokenAudience = "chandler-ca"
-	tokenSeconds  = 3600
-)
+// tokenSeconds is how long the token is valid by which the agent proves itself.
+const tokenSeconds = 3600
 
 // Volumes, and where the agent has them.
 const (
@@ -55,11 +51,11 @@ func Volumes() []corev1.Volume {
 	return []corev1.Volume{
 		{Name: tokenVolume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
 			Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
-				Audience: tokenAudience, ExpirationSeconds: new(int64(tokenSeconds)), Path: "token",
+				Audience: identity.Audience, ExpirationSeconds: new(int64(tokenSeconds)), Path: "token",
 			}}},
 		}}},
 		{Name: caVolume, VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
-			LocalObjectReference: corev1.LocalObjectReference{Name: caConfigMap},
+			LocalObjectReference: corev1.LocalObjectReference{Name: trust.ConfigMapName},
 		}}},
 		{Name: podVolume, VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{
 			Items: []corev1.DownwardAPIVolumeFile{
@@ -91,7 +87,7 @@ func Args(role, kind, control, domain string) []string {
 		"agent",
 		"--proxy=" + kind,
 		"--control=" + control,
-		"--ca=" + caDir + "/" + rootCertKey,
+		"--ca=" + caDir + "/" + trust.ConfigMapKey,
 		"--token=" + tokenDir + "/token",
 		"--id=" + role + "~$(INSTANCE_IP)~$(POD_NAME).$(POD_NAMESPACE)~$(POD_NAMESPACE).svc." + domain,
 		"--pod-info=" + podDir,
@@ -131,7 +127,7 @@ func Startup() *corev1.Probe {
 
 // Ready is p, asking the agent whether its proxy serves.
 func Ready(p corev1.Probe) *corev1.Probe {
-	p.HTTPGet = &corev1.HTTPGetAction{Path: "/healthz/ready", Port: intstr.FromInt32(StatusPort), Scheme: corev1.URISchemeHTTP}
+	p.HTTPGet = &corev1.HTTPGetAction{Path: "/healthz/ready", Port: intstr.FromInt32(probe.Port), Scheme: corev1.URISchemeHTTP}
 	return &p
 }
 

@@ -9,6 +9,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/chandler-proxy/chandler/internal/inject/agentpod"
+	"github.com/chandler-proxy/chandler/internal/probe"
 )
 
 // podTemplate is a proxy as deploy/base/ingress-gateway.yaml has it: no root, no
@@ -16,7 +17,7 @@ import (
 func podTemplate(g *gatewayv1.Gateway, opts Options) corev1.PodTemplateSpec {
 	labels, annotations := labelsOf(g), map[string]string{
 		"prometheus.io/scrape": "true",
-		"prometheus.io/port":   strconv.Itoa(agentpod.StatusPort),
+		"prometheus.io/port":   strconv.Itoa(probe.Port),
 		"prometheus.io/path":   "/metrics",
 	}
 	labels["sidecar.istio.io/inject"] = "false"
@@ -44,7 +45,7 @@ func container(opts Options) corev1.Container {
 		Args:            agentpod.Args("router", opts.Proxy, opts.Control, opts.Domain),
 		Env:             agentpod.Env(opts.Env),
 		Ports: []corev1.ContainerPort{
-			{Name: "http-status", ContainerPort: agentpod.StatusPort, Protocol: corev1.ProtocolTCP},
+			{Name: "http-status", ContainerPort: probe.Port, Protocol: corev1.ProtocolTCP},
 			{Name: statusPort, ContainerPort: agentpod.HealthPort, Protocol: corev1.ProtocolTCP},
 		},
 		StartupProbe:    agentpod.Startup(),
