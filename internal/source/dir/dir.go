@@ -9,8 +9,9 @@
 //
 //   - A file with a problem removes nothing: what it held stays in force, but
 //     for the resources that it still holds in a valid form, which take effect.
-//     A folder or file that cannot be read leaves everything from it in force. A
-//     file that is gone takes its resources with it.
+//     A folder or file that cannot be read leaves everything from it in force, as
+//     does a folder that was named and is gone: a mount that was lost looks like
+//     that. A file that is gone takes its resources with it.
 //   - A change that only adds takes effect a few milliseconds after the file was
 //     written. One that takes away, or brings a problem, has to last for
 //     [settle]: a file that is being written looks like that for a moment.

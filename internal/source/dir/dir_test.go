@@ -169,7 +169,7 @@ func (w *watcher) only(lines ...string) {
 }
 
 func TestWays(t *testing.T) {
-	const missing = ": no such file or folder; check the path; it is read as soon as it exists"
+	const missing = ": no such file or folder; check the path; it is read as soon as it exists, and until then what a folder there held stays in force"
 	for name, test := range map[string]func(t *testing.T, dir string){
 		"written again and again": func(t *testing.T, dir string) {
 			write(t, dir+"/a.yaml", plugin("a", "v0"))
@@ -237,10 +237,14 @@ func TestWays(t *testing.T) {
 			w.until("a v1", "three.yaml"+missing)
 			write(t, dir+"/three.yaml", plugin("b", "v1"))
 			w.only("a v1", "b v1")
-			remove(t, dir+"/one")
-			w.until("b v1", "one/two"+missing)
+			rename(t, dir+"/one", dir+"/lost")
+			w.until("a v1", "b v1", "one/two"+missing)
 			write(t, dir+"/one/two/a.yaml", plugin("a", "v2"))
 			w.until("a v2", "b v1")
+			remove(t, dir+"/one/two/a.yaml")
+			w.until("b v1")
+			remove(t, dir+"/three.yaml") // it was no folder
+			w.until("three.yaml"+missing)
 		},
 		"links swapped as Kubernetes does for a volume": func(t *testing.T, dir string) {
 			write(t, dir+"/..1/a.yaml", plugin("a", "v1"))

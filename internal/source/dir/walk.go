@@ -18,7 +18,7 @@ type found struct {
 	// watch are the folders whose events matter, by their real paths, each with
 	// the names it is watched for.
 	watch map[string]names
-	kept  []string // folders that could not be read: what was below them may still be there
+	kept  []string // folders that could not be read or are gone whole: what was below them may still be there
 }
 
 // An entry is a file that was found, or a path with a problem instead of one.
@@ -109,8 +109,10 @@ func (w *walk) path(path string) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		w.entries = append(w.entries, entry{path: path, problem: &resource.Problem{
-			File: path, Message: "no such file or folder", Mend: "check the path; it is read as soon as it exists",
+			File: path, Message: "no such file or folder",
+			Mend: "check the path; it is read as soon as it exists, and until then what a folder there held stays in force",
 		}})
+		w.kept = append(w.kept, path)
 	case err != nil:
 		w.unreadable(path, err)
 	case info.IsDir():
