@@ -22,8 +22,8 @@ type Request struct {
 	Upgrade bool // it asks for another protocol
 	Late    bool // the head may be sent as late as when the response is waited for
 
-	// Trailers are the names of those that will come, as far as they are known. Over HTTP/2
-	// no others are sent but those that a field of that name announces.
+	// Trailers are the names of those that will come, as far as they are known. They need
+	// not be told.
 	Trailers []string
 }
 
@@ -70,7 +70,7 @@ func (h *Host) Start(ctx context.Context, r Request) (Exchange, error) {
 			h.cluster.Stats.pendingOverflow.Inc()
 			return nil, ErrOverflow
 		}
-		return h.startHTTP2(ctx, r, sni), nil
+		return h.startHTTP2(ctx, r, sni)
 	}
 	c, err := h.take(ctx, sni)
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/chandler-proxy/chandler/internal/engine/certs"
+	"github.com/chandler-proxy/chandler/internal/engine/http2"
 )
 
 // A ResetError says why a request got no answer, or not all of one.
@@ -93,11 +93,13 @@ type Host struct {
 	open    int
 	waiting []chan struct{}    // for a connection
 	idle    map[string][]*conn // by server name, the last used last
-	h2      map[string]*http.Transport
+	h2      map[string]*shared // likewise
+
+	buffers http2.Buffers
 }
 
 func newHost(c *Cluster, network, address string) *Host {
-	return &Host{Address: address, cluster: c, network: network, idle: map[string][]*conn{}, h2: map[string]*http.Transport{}}
+	return &Host{Address: address, cluster: c, network: network, idle: map[string][]*conn{}, h2: map[string]*shared{}}
 }
 
 // Active is how many requests the host has.
@@ -272,15 +274,17 @@ func (h *Host) retire() {
 	h.mu.Lock()
 	h.retired = true
 	idle, h2 := h.idle, h.h2
-	h.idle, h.h2 = map[string][]*conn{}, map[string]*http.Transport{}
+	h.idle, h.h2 = map[string][]*conn{}, map[string]*shared{}
 	h.mu.Unlock()
 	for _, list := range idle {
 		for _, c := range list {
 			c.Close()
 		}
 	}
-	for _, t := range h2 {
-		t.CloseIdleConnections()
+	for _, s := range h2 {
+		for _, c := range s.conns {
+			c.Leave()
+		}
 	}
 }
 
@@ -300,17 +304,11 @@ func (h *Host) sweep(now time.Time, idle time.Duration) {
 		clear(list[len(kept):])
 		h.idle[sni] = kept
 	}
+	h.sweep2()
 	h.mu.Unlock()
 	for _, c := range closing {
 		c.Close()
 	}
-}
-
-// gone reports whether the cluster has done without the host.
-func (h *Host) gone() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.retired
 }
 
 func (h *Host) unused() bool {

@@ -1,186 +1,211 @@
 package upstream
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io"
-	"net"
-	"net/http"
-	"net/http/httptrace"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"sync/atomic"
 
-	"github.com/chandler-proxy/chandler/internal/abi"
+	h2 "golang.org/x/net/http2"
+
 	"github.com/chandler-proxy/chandler/internal/engine/http1"
-	"github.com/chandler-proxy/chandler/internal/proxywasm"
+	"github.com/chandler-proxy/chandler/internal/engine/http2"
 )
 
-// transport returns the HTTP/2 connections to the host with that server name.
-func (h *Host) transport(sni string) *http.Transport {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	t := h.h2[sni]
-	if t != nil {
-		return t
-	}
-	protocols := new(http.Protocols)
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		c, err := h.dialMore(ctx, sni)
-		if err != nil {
-			return nil, err
-		}
-		return c, nil
-	}
-	t = &http.Transport{Protocols: protocols, DisableCompression: true, IdleConnTimeout: h.cluster.Config.Idle, DialContext: dial}
-	// TLS, if any, is dial's: for the transport it is all plain HTTP/2.
-	protocols.SetUnencryptedHTTP2(true)
-	if !h.retired {
-		h.h2[sni] = t
-	}
-	return t
+// A shared is the HTTP/2 connections to a host with one server name. It is guarded by
+// the host's mutex.
+type shared struct {
+	conns   []*conn2 // that go on taking requests
+	dialing *dialing // nil if no connection is being made
 }
 
-func (h *Host) startHTTP2(ctx context.Context, r Request, sni string) Exchange {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ended by Cancel or Finish
-	e := &exchange2{host: h, cancel: cancel, transport: h.transport(sni)}
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) {
-		local := addrPort(c.Conn.LocalAddr())
-		e.local.Store(&local)
-	}})
-	e.request = request2(ctx, r)
-	if !r.End {
-		var body io.ReadCloser
-		body, e.body = io.Pipe()
-		e.request.Body = body
-		e.request.ContentLength = -1
-		if v, ok := r.Fields.Get("content-length"); ok {
-			if n, err := strconv.ParseInt(v, 10, 64); err == nil && n > 0 {
-				e.request.ContentLength = n
+// A conn2 is one of them.
+type conn2 struct {
+	*http2.Client
+	used uint32 // requests
+}
+
+// A dialing is a connection that is being made, for all that wait for one.
+type dialing struct {
+	over chan struct{} // closed
+	err  error         // then
+}
+
+// reserve returns a connection that takes another request, by its word of now.
+func (h *Host) reserve(ctx context.Context, sni string) (*conn2, error) {
+	for {
+		h.mu.Lock()
+		s := h.h2[sni]
+		if s == nil {
+			s = new(shared)
+			h.h2[sni] = s
+		}
+		if c := s.pick(h.cluster.Config.MaxRequests); c != nil {
+			h.mu.Unlock()
+			return c, nil
+		}
+		d := s.dialing
+		if d == nil {
+			d = &dialing{over: make(chan struct{})}
+			s.dialing = d
+			h.mu.Unlock()
+			return h.connect2(ctx, sni, d)
+		}
+		h.mu.Unlock()
+		select {
+		case <-d.over:
+		case <-ctx.Done():
+			return nil, connectError(ctx.Err())
+		}
+		if d.err != nil && !errors.Is(d.err, context.Canceled) { // which is that one's affair
+			return nil, d.err
+		}
+	}
+}
+
+// pick returns a connection that has room, nil if there is none. One that has had limit
+// requests takes no more.
+func (s *shared) pick(limit uint32) *conn2 {
+	var found *conn2
+	s.conns = slices.DeleteFunc(s.conns, func(c *conn2) bool {
+		usable, now := c.Usable()
+		if usable && now && found == nil {
+			found = c
+			c.used++
+			if limit > 0 && c.used >= limit {
+				return true // the last; it leaves when that is sent
 			}
 		}
-		e.request.Trailer = announced(r)
-	}
-	h.active.Add(1)
-	h.cluster.Stats.RqActive.Inc()
-	return e
+		return !usable
+	})
+	return found
 }
 
-// request2 is r for package net/http.
-func request2(ctx context.Context, r Request) *http.Request {
-	q := (&http.Request{Method: "GET", URL: &url.URL{Scheme: "http"}, Header: http.Header{"User-Agent": nil}}).WithContext(ctx)
-	for _, p := range r.Fields.Pairs() {
-		switch p.Key {
-		case ":method":
-			q.Method = p.Value
-		case ":authority":
-			q.Host, q.URL.Host = p.Value, p.Value
-		case ":path":
-			q.URL.Opaque = p.Value
-		case ":scheme", "content-length":
-		default:
-			key := http.CanonicalHeaderKey(p.Key)
-			q.Header[key] = append(q.Header[key], p.Value)
+// sweep2 forgets connections that take no more requests, and server names without any.
+// h.mu is held.
+func (h *Host) sweep2() {
+	for sni, s := range h.h2 {
+		s.conns = slices.DeleteFunc(s.conns, func(c *conn2) bool {
+			usable, _ := c.Usable()
+			return !usable
+		})
+		if len(s.conns) == 0 && s.dialing == nil {
+			delete(h.h2, sni)
 		}
 	}
-	return q
 }
 
-// announced has a key for each trailer that a request will have, as far as is known. Package
-// net/http sends no others.
-func announced(r Request) http.Header {
-	names := r.Trailers
-	if list, ok := r.Fields.Get("trailer"); ok {
-		names = append(slices.Clip(names), strings.Split(list, ",")...)
+// connect2 makes a connection, which d waits for, and has it run.
+func (h *Host) connect2(ctx context.Context, sni string, d *dialing) (*conn2, error) {
+	raw, err := h.dialMore(ctx, sni)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.h2[sni]
+	if s != nil && s.dialing == d {
+		s.dialing = nil
 	}
-	h := http.Header{}
-	for _, name := range names {
-		h[http.CanonicalHeaderKey(strings.TrimSpace(name))] = []string{}
+	d.err = err
+	close(d.over)
+	if err != nil {
+		return nil, err
 	}
-	return h
+	c := &conn2{Client: http2.NewClient(raw, &h.buffers, h.cluster.Config.Idle), used: 1}
+	go func() { _ = c.Run() }() // ends with the connection, at the latest when the host is retired and its requests are over
+	if s != nil && !h.retired && c.used != h.cluster.Config.MaxRequests {
+		s.conns = append(s.conns, c)
+	}
+	return c, nil
+}
+
+// keeps reports whether the connection is for other requests, too.
+func (h *Host) keeps(sni string, c *conn2) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.h2[sni]
+	return s != nil && slices.Contains(s.conns, c)
+}
+
+// startHTTP2 begins a request, for which the breaker gave leave.
+func (h *Host) startHTTP2(ctx context.Context, r Request, sni string) (Exchange, error) {
+	for {
+		c, err := h.reserve(ctx, sni)
+		if err != nil {
+			h.cluster.Breakers.requests.Give()
+			return nil, err
+		}
+		stream, err := c.Start(r.Fields, r.End)
+		if !h.keeps(sni, c) {
+			c.Leave()
+		}
+		if err != nil { // it is full, or ending, since it was asked
+			continue
+		}
+		e := &exchange2{host: h, conn: c, stream: stream, left: -1}
+		if v, ok := r.Fields.Get("content-length"); ok {
+			if n, err := strconv.ParseInt(v, 10, 64); err == nil {
+				e.left = n
+			}
+		}
+		h.active.Add(1)
+		h.cluster.Stats.RqActive.Inc()
+		return e, nil
+	}
 }
 
 // An exchange2 is one over HTTP/2.
 type exchange2 struct {
-	host      *Host
-	transport *http.Transport
-	request   *http.Request
-	body      *io.PipeWriter // nil if there is none
-	cancel    context.CancelFunc
-	response  *http.Response
-	local     atomic.Pointer[netip.AddrPort]
-	over      atomic.Bool
+	host   *Host
+	conn   *conn2
+	stream *http2.Stream
+	left   int64 // of the length that the head tells; -1 if it tells none
+	over   atomic.Bool
 }
 
-func (e *exchange2) Local() netip.AddrPort {
-	if a := e.local.Load(); a != nil {
-		return *a
-	}
-	return netip.AddrPort{}
-}
+func (e *exchange2) Local() netip.AddrPort { return addrPort(e.conn.LocalAddr()) }
 
 func (e *exchange2) Host() *Host { return e.host }
 
 func (e *exchange2) Send(p []byte, _ bool) error {
-	if _, err := e.body.Write(p); err != nil {
-		return reset2(err)
+	if e.left >= 0 {
+		if e.left -= int64(len(p)); e.left < 0 { // a filter made the body longer than it says
+			e.stream.Reset(h2.ErrCodeInternal)
+			return &ResetError{Reason: Terminated, Err: http1.ErrSyntax}
+		}
 	}
-	return nil
+	return reset2(e.stream.Write(p, false))
 }
 
 func (e *exchange2) SendEnd(trailers *http1.Fields) error {
-	if trailers != nil {
-		for _, p := range trailers.Pairs() {
-			if key := http.CanonicalHeaderKey(p.Key); e.request.Trailer.Values(key) != nil {
-				e.request.Trailer[key] = append(e.request.Trailer[key], p.Value)
-			}
-		}
+	if trailers == nil || trailers.Len() == 0 {
+		return reset2(e.stream.Write(nil, true))
 	}
-	return e.body.Close()
+	return reset2(e.stream.WriteTrailers(trailers))
 }
 
 func (e *exchange2) Response() (*Response, error) {
-	r, err := e.transport.RoundTrip(e.request)
+	f, end, err := e.stream.Response()
 	if err != nil {
 		return nil, reset2(err)
 	}
-	e.response = r
-	f := proxywasm.NewResponseFields(fields2(r.Header, abi.Pair{Key: ":status", Value: strconv.Itoa(r.StatusCode)}).Pairs()...)
-	end := r.Body == http.NoBody || r.ContentLength == 0 && len(r.Trailer) == 0
-	if _, ok := f.Get("content-length"); !ok && r.ContentLength > 0 {
-		f.Add("content-length", strconv.FormatInt(r.ContentLength, 10))
-	}
-	return &Response{Fields: f, End: end, Body: &body2{r}}, nil
-}
-
-// fields2 is a header map of package net/http, sorted: its order is lost.
-func fields2(h http.Header, first ...abi.Pair) *http1.Fields {
-	list := first
-	for name, values := range h {
-		for _, v := range values {
-			list = append(list, abi.Pair{Key: strings.ToLower(name), Value: v})
-		}
-	}
-	slices.SortStableFunc(list[len(first):], func(a, b abi.Pair) int { return cmp.Compare(a.Key, b.Key) })
-	return proxywasm.NewFields(list...)
+	return &Response{Fields: f, End: end, Body: body2{e.stream}}, nil
 }
 
 // reset2 puts a failure in Envoy's words.
 func reset2(err error) error {
-	var known *ResetError
-	switch text := err.Error(); {
-	case errors.As(err, &known):
-		return known
-	case strings.Contains(text, "REFUSED_STREAM"):
+	var reset *http2.ResetError
+	var fault *http2.ProtocolError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &reset) && reset.Code == h2.ErrCodeRefusedStream:
 		return &ResetError{Reason: RemoteRefused, Err: err}
-	case strings.Contains(text, "stream error"):
-		return &ResetError{Reason: RemoteReset, Err: err}
-	case strings.Contains(text, "PROTOCOL_ERROR"):
+	case errors.As(err, &fault), errors.As(err, &reset) && reset.Local && reset.Code == h2.ErrCodeProtocol:
 		return &ResetError{Reason: ProtocolError, Err: err}
+	case errors.As(err, &reset) && !reset.Local:
+		return &ResetError{Reason: RemoteReset, Err: err}
 	}
 	return &ResetError{Reason: Terminated, Err: err}
 }
@@ -189,39 +214,21 @@ func (e *exchange2) Cancel() {
 	if !e.over.CompareAndSwap(false, true) {
 		return
 	}
-	if e.body != nil {
-		e.body.CloseWithError(context.Canceled)
-	}
-	e.cancel()
-	if e.host.gone() { // no one else has the connection, or will
-		e.transport.CloseIdleConnections()
-	}
+	e.stream.Close()
 	e.host.active.Add(-1)
 	e.host.cluster.Breakers.requests.Give()
 	e.host.cluster.Stats.RqActive.Dec()
 }
 
-func (e *exchange2) Finish() {
-	if e.response != nil {
-		e.response.Body.Close()
-	}
-	e.Cancel()
-}
+func (e *exchange2) Finish() { e.Cancel() }
 
 // A body2 is that of a response over HTTP/2.
-type body2 struct{ r *http.Response }
+type body2 struct{ *http2.Stream }
 
-func (b *body2) Read(p []byte) (int, error) {
-	n, err := b.r.Body.Read(p)
+func (b body2) Read(p []byte) (int, error) {
+	n, err := b.Stream.Read(p)
 	if err != nil && err != io.EOF {
 		err = reset2(err)
 	}
 	return n, err
-}
-
-func (b *body2) Trailers() *http1.Fields {
-	if len(b.r.Trailer) == 0 {
-		return nil
-	}
-	return fields2(b.r.Trailer)
 }
