@@ -11,6 +11,7 @@ import (
 
 	"github.com/chandler-proxy/chandler/internal/abi"
 	"github.com/chandler-proxy/chandler/internal/engine/hcm"
+	"github.com/chandler-proxy/chandler/internal/mesh"
 )
 
 // node is n as Envoy tells of itself: with who it is.
@@ -19,7 +20,7 @@ func node(n *corev3.Node) *corev3.Node {
 	n.UserAgentName = "envoy"
 	n.UserAgentVersionType = &corev3.Node_UserAgentBuildVersion{UserAgentBuildVersion: &corev3.BuildVersion{
 		Version:  &typev3.SemanticVersion{MajorNumber: 1, MinorNumber: 40},
-		Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{"implementation": structpb.NewStringValue("chandler engine")}},
+		Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{mesh.Implementation: structpb.NewStringValue(mesh.Engine)}},
 	}}
 	return n
 }

@@ -80,3 +80,11 @@ func (o Options) WithDefaults() (Options, error) {
 	}
 	return o, nil
 }
+
+// ImageOf is the image for a kind of proxy; empty if there is none.
+func (o Options) ImageOf(proxy string) string {
+	if proxy == Envoy {
+		return o.EnvoyImage
+	}
+	return o.Image
+}

@@ -81,9 +81,7 @@ func readSettings(pod *corev1.Pod, o Options) (s settings, warnings []resource.P
 		return nil
 	})
 	if s.image == "" {
-		if s.image = o.Image; s.proxy == Envoy {
-			s.image = o.EnvoyImage
-		}
+		s.image = o.ImageOf(s.proxy)
 	}
 	if s.image == "" {
 		a.problems = append(a.problems, resource.Problem{Field: field("sidecar.chandler.io/proxy"),

@@ -17,6 +17,7 @@ import (
 	extensions "istio.io/api/extensions/v1alpha1"
 	extensionsv1alpha1 "istio.io/client-go/pkg/apis/extensions/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
@@ -63,6 +64,10 @@ metadata:
 			IPs: []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}, Labels: map[string]string{"app": "web"},
 			Version: "1.31.0", Redirected: true, Metadata: map[string]string{"OWNER": "someone"}}},
 		{name: "no redirection", node: "{id: sidecar~~a.b~c, metadata: {INTERCEPTION_MODE: NONE}}",
+			want: Proxy{Role: Sidecar, Name: "a", Namespace: "b", Domain: "c"}},
+		{name: "the engine", node: "{id: sidecar~~a.b~c, userAgentBuildVersion: {metadata: {implementation: chandler engine}}}",
+			want: Proxy{Role: Sidecar, Name: "a", Namespace: "b", Domain: "c", Engine: true}},
+		{name: "an Envoy", node: "{id: sidecar~~a.b~c, userAgentBuildVersion: {version: {majorNumber: 1}}}",
 			want: Proxy{Role: Sidecar, Name: "a", Namespace: "b", Domain: "c"}},
 		{name: "no id", node: "{}", fails: true},
 		{name: "short id", node: "id: router~10.0.0.1~a.b", fails: true},
@@ -593,6 +598,35 @@ func TestTargetPort(t *testing.T) {
 		tt.p.Role, tt.p.Namespace = Sidecar, "default"
 		if got, ok := w.TargetPort(tt.p, web); got != tt.want || ok != (tt.want > 0) {
 			t.Errorf("%s: port is %d, %v, want %d", tt.name, got, ok, tt.want)
+		}
+	}
+}
+
+// Addresses that are none do not reach a proxy, whoever let them through: Envoy would
+// refuse all endpoints that come with them.
+func TestEndpointAddresses(t *testing.T) {
+	meta := func(name string) metav1.ObjectMeta {
+		return metav1.ObjectMeta{Name: name, Namespace: "a", Labels: map[string]string{"app": "a", discoveryv1.LabelServiceName: "sliced"}}
+	}
+	service := func(name string, selector map[string]string) *corev1.Service {
+		return &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{Selector: selector, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
+	}
+	pod := func(name, ip string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: meta(name), Status: corev1.PodStatus{PodIP: ip}}
+	}
+	w, _ := New([]resource.Object{
+		service("sliced", nil),
+		&discoveryv1.EndpointSlice{ObjectMeta: meta("sliced"), Ports: []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(80))}},
+			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1", "", "web.example", "fd00::1", "fe80::1%eth0"}}}},
+		service("selected", map[string]string{"app": "a"}), pod("good", "10.0.0.2"), pod("bad", "nowhere"),
+	}, Options{})
+	for name, want := range map[string][]string{"sliced": {"10.0.0.1", "fd00::1"}, "selected": {"10.0.0.2"}} {
+		var got []string
+		for _, e := range w.View("a").Service(name, "a").Endpoints(80) {
+			got = append(got, e.Address)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s has endpoints %v, want %v", name, got, want)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -42,12 +43,22 @@ type Proxy struct {
 	// listeners take the original destination (metadata INTERCEPTION_MODE REDIRECT);
 	// otherwise a sidecar listens at each port directly.
 	Redirected bool
+
+	// Engine says that it is the embedded engine, which cannot do all that Envoy can.
+	Engine bool
 }
+
+// Implementation is the key in the metadata of a node's build version under which the
+// embedded engine, which otherwise calls itself Envoy, says [Engine].
+const (
+	Implementation = "implementation"
+	Engine         = "chandler engine"
+)
 
 // ParseNode reads a node in Istio's form: id TYPE~IP~NAME.NAMESPACE~DOMAIN and
 // metadata NAMESPACE, LABELS, INSTANCE_IPS, CLUSTER_ID, WORKLOAD_NAME,
-// INTERCEPTION_MODE and ISTIO_VERSION. Metadata wins over the id. Errors wrap
-// [ErrNode].
+// INTERCEPTION_MODE and ISTIO_VERSION, and what the embedded engine says of itself.
+// Metadata wins over the id. Errors wrap [ErrNode].
 func ParseNode(n *corev3.Node) (Proxy, error) {
 	parts := strings.Split(n.GetId(), "~")
 	if len(parts) != 4 {
@@ -57,6 +68,7 @@ func ParseNode(n *corev3.Node) (Proxy, error) {
 	if p.Role != Router && p.Role != Sidecar {
 		return Proxy{}, fmt.Errorf("type %q is neither router nor sidecar: %w", parts[0], ErrNode)
 	}
+	p.Engine = n.GetUserAgentBuildVersion().GetMetadata().GetFields()[Implementation].GetStringValue() == Engine
 	p.Name, p.Namespace = splitInstance(parts[2])
 	if err := p.readMetadata(n.GetMetadata().GetFields()); err != nil {
 		return Proxy{}, err
@@ -158,6 +170,22 @@ func stringFields(s *structpb.Struct) map[string]string {
 		}
 	}
 	return out
+}
+
+// DualStack says that the proxy has addresses of either family.
+func (p Proxy) DualStack() bool {
+	is4 := func(ip netip.Addr) bool { return ip.Unmap().Is4() }
+	return slices.ContainsFunc(p.IPs, is4) && !p.IPv4Only()
+}
+
+// IPv4Only says that the proxy has addresses and all of them are IPv4.
+func (p Proxy) IPv4Only() bool {
+	for _, ip := range p.IPs {
+		if !ip.Unmap().Is4() {
+			return false
+		}
+	}
+	return len(p.IPs) > 0
 }
 
 // IPv6Only says that the proxy has addresses and none of them is IPv4.

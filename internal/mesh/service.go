@@ -184,6 +184,9 @@ func (w *World) fromSlices(s *Service, slicesOf []*discoveryv1.EndpointSlice) {
 					}
 					labels := w.endpointLabels(slice.Namespace, e)
 					for _, address := range e.Addresses {
+						if !isIP(address) {
+							continue
+						}
 						s.endpoints[port.Number] = append(s.endpoints[port.Number],
 							Endpoint{Address: address, Port: uint32(*sp.Port), Labels: labels})
 					}
@@ -192,6 +195,13 @@ func (w *World) fromSlices(s *Service, slicesOf []*discoveryv1.EndpointSlice) {
 		}
 	}
 	s.sortEndpoints()
+}
+
+// isIP says whether an address is one that Envoy takes; an API server lets no other
+// through, but for host names, which mean nothing to kube-proxy either.
+func isIP(address string) bool {
+	ip, err := netip.ParseAddr(address)
+	return err == nil && ip.Zone() == ""
 }
 
 // slicePortIs says whether the port of an EndpointSlice is port: they share a
@@ -223,7 +233,7 @@ func (w *World) endpointLabels(namespace string, e discoveryv1.Endpoint) map[str
 func (s *Service) fromPods(pods []*Pod) {
 	s.endpoints = map[uint32][]Endpoint{}
 	for _, pod := range pods {
-		if !pod.ready || len(pod.IPs) == 0 {
+		if !pod.ready || len(pod.IPs) == 0 || !isIP(pod.IPs[0]) {
 			continue
 		}
 		for _, port := range s.Ports {

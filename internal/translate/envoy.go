@@ -41,6 +41,16 @@ const (
 	inboundListener  = 15006
 )
 
+// adminPort is that of the proxy's administration, at the loopback address.
+const adminPort = 15000
+
+// Ports that the agent has at all addresses: for metrics and health, and, beside a
+// gateway, for health alone.
+const (
+	statusPort = 15020
+	healthPort = 15021
+)
+
 // internalServerError is what a route answers that cannot be honoured. This
 // package does not know net/http.
 const internalServerError = 500
@@ -96,11 +106,16 @@ func clusterName(direction string, port uint32, subset, host string) string {
 
 func listenerName(ip string, port uint32) string { return ip + "_" + number(port) }
 
-func hostPort(host string, port uint32) string {
+// authority is a host, or an address, as a request has it.
+func authority(host string) string {
 	if strings.Contains(host, ":") { // IPv6
-		host = "[" + host + "]"
+		return "[" + host + "]"
 	}
-	return host + ":" + number(port)
+	return host
+}
+
+func hostPort(host string, port uint32) string {
+	return authority(host) + ":" + number(port)
 }
 
 func number(n uint32) string { return strconv.FormatUint(uint64(n), 10) }

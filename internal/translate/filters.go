@@ -3,10 +3,12 @@ package translate
 import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
+	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
@@ -105,9 +107,7 @@ func (b *builder) requestFilters(c chain) []*hcmv3.HttpFilter {
 	var out []*hcmv3.HttpFilter
 	for _, e := range b.chosen(c, false) {
 		if e.Config == nil {
-			out = append(out, requestFilter(e.Resource, &luav3.Lua{DefaultSourceCode: &corev3.DataSource{
-				Specifier: &corev3.DataSource_InlineString{InlineString: e.Lua},
-			}}))
+			out = append(out, b.script(e))
 			continue
 		}
 		out = append(out, &hcmv3.HttpFilter{Name: e.Resource, ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{
@@ -119,6 +119,19 @@ func (b *builder) requestFilters(c chain) []*hcmv3.HttpFilter {
 		requestFilter(corsFilter, &corsv3.Cors{}),
 		requestFilter(routerFilter, &routerv3.Router{}),
 	)
+}
+
+// script is the filter of a Lua extension. In the place of one that cannot run all
+// requests are denied, as in that of a Wasm extension without a module.
+func (b *builder) script(e *mesh.Extension) *hcmv3.HttpFilter {
+	if b.proxy.Engine {
+		b.refuse(e.Object, "spec.lua", "the embedded engine, which some of the proxies are, has no Lua: requests to them are answered 403",
+			"run the proxies with Envoy, write the extension as Wasm, or choose other proxies")
+		return requestFilter(e.Resource, &httprbacv3.RBAC{Rules: new(rbacv3.RBAC)})
+	}
+	return requestFilter(e.Resource, &luav3.Lua{DefaultSourceCode: &corev3.DataSource{
+		Specifier: &corev3.DataSource_InlineString{InlineString: e.Lua},
+	}})
 }
 
 func requestFilter(name string, config proto.Message) *hcmv3.HttpFilter {

@@ -11,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/proto"
 	apinetworking "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -28,6 +29,7 @@ type server struct {
 	api      *gatewayv1.Gateway  // owner, if it is one
 	listener *gatewayv1.Listener // of api
 	name     string              // of its port
+	called   string              // as the server itself is, in statistics
 	bind     string
 	port     uint32 // as its owner wrote it
 	listen   uint32 // as the proxy listens at
@@ -126,7 +128,24 @@ func (b *builder) servers() []*server {
 	if g := b.world.KubernetesGateway(b.proxy); g != nil {
 		out = append(out, b.kubernetesServers(g)...)
 	}
-	return out
+	return slices.DeleteFunc(out, b.occupied)
+}
+
+// occupied refuses a server at a port that the proxy, or its agent, has: Envoy could
+// not bind it, and would refuse whatever else comes with it.
+func (b *builder) occupied(s *server) bool {
+	bind, _ := netip.ParseAddr(s.bind)
+	elsewhere := s.bind != "" && !bind.IsUnspecified() && !bind.IsLoopback()
+	if s.listen != statusPort && s.listen != healthPort && (s.listen != adminPort || elsewhere) {
+		return false
+	}
+	field := s.field + ".port"
+	if s.api == nil {
+		field += ".number"
+	}
+	b.refuse(s.owner, field, "the proxy itself has port "+number(s.listen)+"; the server is left out",
+		"choose another port, or have the Service that leads to the proxy lead to another targetPort")
+	return true
 }
 
 // tellUnserved tells of the routes that are bound to a Gateway of the proxy of
@@ -205,7 +224,7 @@ func (b *builder) istioServers(g *networkingv1.Gateway) []*server {
 		}
 		s := &server{
 			owner: g, field: field, gateway: g.Namespace + "/" + g.Name,
-			name: in.Port.GetName(), bind: in.Bind, port: in.Port.GetNumber(), listen: b.listenAt(in.Port.GetNumber()),
+			name: in.Port.GetName(), called: in.Name, bind: in.Bind, port: in.Port.GetNumber(), listen: b.listenAt(in.Port.GetNumber()),
 			protocol: protocol, redirect: in.Tls.GetHttpsRedirect(),
 			passthrough: protocol.IsTLS() && in.Tls.GetMode() == apinetworking.ServerTLSSettings_PASSTHROUGH,
 		}
@@ -220,6 +239,7 @@ func (b *builder) istioServers(g *networkingv1.Gateway) []*server {
 		if len(s.hosts) == 0 {
 			continue // told above
 		}
+		b.tellUnheard(s, in)
 		if protocol.IsHTTP() || protocol == mesh.TCP && in.Tls == nil || s.passthrough || b.terminate(s, in.Tls) {
 			out = append(out, s)
 		}
@@ -233,7 +253,7 @@ func (b *builder) canServe(g *networkingv1.Gateway, field string, in *apinetwork
 	case protocol == mesh.Undeclared || protocol == mesh.UDP:
 		b.refuse(g, field+".port.protocol", in.Port.GetProtocol()+" is not supported", "use HTTP, HTTPS, HTTP2, GRPC, TLS or TCP")
 		return false
-	case protocol.IsHTTP() && (in.Tls.GetMode() != 0 || in.Tls.GetCredentialName() != "" || in.Tls.GetServerCertificate() != ""):
+	case protocol.IsHTTP() && in.Tls != nil && !proto.Equal(in.Tls, &apinetworking.ServerTLSSettings{HttpsRedirect: in.Tls.HttpsRedirect}):
 		b.refuse(g, field+".tls", "is set, but "+string(protocol)+" is plain text; the server is left out", "use protocol HTTPS; of tls only httpsRedirect goes with plain text")
 		return false
 	case in.DefaultEndpoint != "":
@@ -313,6 +333,7 @@ func (b *builder) serverChains(c chain, s *server, taken map[string]bool) []*lis
 	out := &listenerv3.FilterChain{FilterChainMatch: match}
 	if s.protocol == mesh.HTTPS {
 		c.routes = s.routeName()
+		c.statPrefix = cmp.Or(s.called, c.statPrefix)
 		out.Filters = b.httpFilters(c)
 		b.addGatewayRoutes(c.routes, []*server{s})
 	} else if out.Filters = b.tcpServerFilters(c, s); out.Filters == nil {

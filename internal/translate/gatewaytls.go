@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -28,7 +30,10 @@ func (b *builder) terminate(s *server, in *apinetworking.ServerTLSSettings) bool
 		b.refuse(s.owner, field+".mode", in.Mode.String()+" is not supported", "use SIMPLE, MUTUAL or PASSTHROUGH")
 		return false
 	case in.CaCrl != "":
-		b.refuse(s.owner, field+".caCrl", "is not supported", "remove it")
+		b.refuse(s.owner, field+".caCrl", "is not supported; the server is left out", "remove it")
+		return false
+	case in.InsecureSkipVerify.GetValue():
+		b.refuse(s.owner, field+".insecureSkipVerify", "is not supported; the server is left out", "use mode SIMPLE or OPTIONAL_MUTUAL")
 		return false
 	}
 	common := &tlsv3.CommonTlsContext{TlsParams: tlsParameters(in)}
@@ -46,6 +51,48 @@ func (b *builder) terminate(s *server, in *apinetworking.ServerTLSSettings) bool
 		return b.clientValidation(s, in)
 	}
 	return true
+}
+
+// tellUnheard tells of settings of a server that do nothing.
+func (b *builder) tellUnheard(s *server, in *apinetworking.Server) {
+	//lint:ignore SA1019 it is refused
+	if in.Port.GetTargetPort() != 0 {
+		b.refuse(s.owner, s.field+".port.targetPort", "means nothing at a Gateway", "give the Service that leads to the proxy the targetPort")
+	}
+	if in.Tls == nil || s.protocol.IsHTTP() {
+		return
+	}
+	heard := heardTLS(in.Tls, s.protocol == mesh.HTTPS)
+	for _, name := range written(in.Tls) {
+		if !slices.Contains(heard, name) {
+			b.refuse(s.owner, s.field+".tls."+name, "means nothing here in mode "+in.Tls.Mode.String(), "remove it")
+		}
+	}
+	for i, c := range in.Tls.TlsCertificates {
+		if c.CaCertificates != "" {
+			b.refuse(s.owner, fmt.Sprintf("%s.tls.tlsCertificates[%d].caCertificates", s.field, i), "is not supported", "use tls.caCertificates")
+		}
+	}
+}
+
+// heardTLS are the settings that do something in the mode. What terminate refuses
+// counts among them.
+func heardTLS(in *apinetworking.ServerTLSSettings, requests bool) []string {
+	heard := []string{"mode"}
+	if requests {
+		heard = append(heard, "httpsRedirect")
+	}
+	if in.Mode == apinetworking.ServerTLSSettings_PASSTHROUGH {
+		return heard
+	}
+	heard = append(heard, "minProtocolVersion", "maxProtocolVersion", "cipherSuites", "credentialName", "credentialNames", "caCrl", "insecureSkipVerify")
+	if in.CredentialName == "" && len(in.CredentialNames) == 0 {
+		heard = append(heard, "tlsCertificates", "serverCertificate", "privateKey")
+	}
+	if in.Mode == apinetworking.ServerTLSSettings_MUTUAL || in.Mode == apinetworking.ServerTLSSettings_OPTIONAL_MUTUAL {
+		heard = append(heard, "caCertificates", "caCertCredentialName", "subjectAltNames", "verifyCertificateSpki", "verifyCertificateHash")
+	}
+	return heard
 }
 
 func tlsParameters(in *apinetworking.ServerTLSSettings) *tlsv3.TlsParameters {
@@ -80,7 +127,7 @@ func (b *builder) serverCertificates(s *server, in *apinetworking.ServerTLSSetti
 	}
 	for _, f := range files {
 		if f.ServerCertificate == "" || f.PrivateKey == "" {
-			b.refuse(s.owner, s.field+".tls.credentialName", "is missing", "name a Secret with tls.crt and tls.key")
+			b.refuse(s.owner, s.field+".tls.credentialName", "is missing, which mode "+in.Mode.String()+" needs", "name a Secret with tls.crt and tls.key")
 			return false
 		}
 		s.tls.CommonTlsContext.TlsCertificates = append(s.tls.CommonTlsContext.TlsCertificates, &tlsv3.TlsCertificate{
@@ -180,6 +227,9 @@ func (b *builder) clientValidation(s *server, in *apinetworking.ServerTLSSetting
 // certificates: caCertCredentialName, else NAME-cacert, else credentialName itself.
 func (b *builder) authorities(s *server, in *apinetworking.ServerTLSSettings) (name string, ok bool) {
 	field := s.field + ".tls.credentialName"
+	if in.CaCertCredentialName != "" {
+		field = s.field + ".tls.caCertCredentialName"
+	}
 	name = cmp.Or(in.CaCertCredentialName, in.CredentialName)
 	if own := strings.TrimPrefix(name, "kubernetes://") + "-cacert"; b.world.Secret(b.proxy.Namespace, own) != nil {
 		name = own

@@ -276,7 +276,7 @@ func (k *kubernetesRoutes) act(out *routev3.Route, rule gatewayv1.HTTPRouteRule,
 		return &invalidValue{"sessionPersistence is not supported", "remove it"}
 	}
 	action := &routev3.RouteAction{
-		RetryPolicy:                 retries(nil),
+		RetryPolicy:                 retries(nil, false),
 		ClusterNotFoundResponseCode: routev3.RouteAction_INTERNAL_SERVER_ERROR,
 	}
 	if err := k.setFilters(out, action, rule.Filters, match); err != nil {
@@ -524,11 +524,18 @@ func (k *kubernetesRoutes) setBackends(action *routev3.RouteAction, refs []gatew
 		}
 		weighted.Clusters = append(weighted.Clusters, clusterWeight(k.backend(ref.BackendObjectReference, field), weight))
 	}
+	hashed := false
+	for _, c := range weighted.Clusters {
+		hashed = k.hash(action, c.Name) || hashed
+	}
 	switch len(weighted.Clusters) {
 	case 0:
 		return &invalidValue{"there is no backend to send to; requests are answered 500", "give a backendRef with a weight"}
 	case 1:
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: weighted.Clusters[0].Name}
+		if hashed && action.RetryPolicy != nil { // another host would be the wrong one
+			action.RetryPolicy.RetryHostPredicate = nil
+		}
 	default:
 		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
 	}

@@ -254,9 +254,9 @@ func (b *builder) addInboundCluster(p inboundPort, ip string) {
 // fromProxy marks connections as the proxy's own, so that redirection lets them
 // pass: Istio's rules know them by this source address.
 func (b *builder) fromProxy(c *clusterv3.Cluster) *clusterv3.Cluster {
-	address := "127.0.0.6"
+	address := ownAddress4
 	if b.proxy.IPv6Only() {
-		address = "::6"
+		address = ownAddress6
 	}
 	c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: &corev3.SocketAddress{
 		Address: address, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 0},

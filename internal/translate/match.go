@@ -11,6 +11,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 	apinetworking "istio.io/api/networking/v1alpha3"
 
 	"github.com/chandler-proxy/chandler/internal/resource"
@@ -40,6 +41,18 @@ func valid[M interface{ Validate() error }](m M, err error) (M, error) {
 		}
 	}
 	return m, err
+}
+
+// written are the fields of m that are set, as users write them.
+func written(m proto.Message) []string {
+	var out []string
+	r := m.ProtoReflect()
+	for i := range r.Descriptor().Fields().Len() {
+		if f := r.Descriptor().Fields().Get(i); r.Has(f) {
+			out = append(out, f.JSONName())
+		}
+	}
+	return out
 }
 
 // regex is a pattern that must match a whole value. Envoy's RE2 and Go's

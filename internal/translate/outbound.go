@@ -112,7 +112,7 @@ func (b *builder) outboundListenerAt(s *mesh.Service, ip string, port uint32) *l
 // isOwn says whether a port of the loopback address is the sidecar's or its
 // workload's.
 func (b *builder) isOwn(port uint32) bool {
-	return slices.Contains([]uint32{15000, 15001, 15006, 15020}, port) ||
+	return slices.Contains([]uint32{adminPort, outboundListener, inboundListener, statusPort}, port) ||
 		slices.ContainsFunc(b.ports, func(p inboundPort) bool { return p.number == port })
 }
 
@@ -204,7 +204,7 @@ func (b *builder) connectionTo(s *mesh.Service, port uint32) *tcpproxyv3.TcpProx
 		}
 	}
 	cluster := clusterName("outbound", port, "", s.Host)
-	return tcpProxy(cluster, cluster)
+	return b.lead(tcpProxy(cluster, cluster), cluster)
 }
 
 // meshRoutes is the VirtualServices for sidecars, by host.
@@ -261,7 +261,10 @@ func (b *builder) addSidecarRoutes(port uint32, services []*mesh.Service) {
 	for _, s := range services {
 		vh := hosts.at(s.Host, port)
 		if vh.Routes = b.virtualServiceRoutes(s.Host, port); len(vh.Routes) == 0 {
-			vh.Routes = []*routev3.Route{toCluster("default", clusterName("outbound", port, "", s.Host), retries(nil))}
+			cluster := clusterName("outbound", port, "", s.Host)
+			route := toCluster("default", cluster, retries(nil, false))
+			b.hash(route.GetRoute(), cluster)
+			vh.Routes = []*routev3.Route{route}
 		}
 	}
 	if port == 80 {
@@ -270,7 +273,9 @@ func (b *builder) addSidecarRoutes(port uint32, services []*mesh.Service) {
 	for _, s := range services {
 		vh := hosts.byHost[s.Host]
 		hosts.alias(vh, b.world.ShortForms(s.Host, b.proxy.Namespace)...)
-		hosts.alias(vh, plainAddresses(s.Addresses)...)
+		for _, ip := range plainAddresses(s.Addresses) {
+			hosts.alias(vh, authority(ip))
+		}
 		if s.Headless { // its Pods have names below its own
 			hosts.alias(vh, "*."+s.Host)
 		}

@@ -139,23 +139,28 @@ func (r *references) gather(m protoreflect.Message) {
 			r.extensions[m.GetName()] = true
 		}
 	}
+	inside(m, r.gather)
+}
+
+// inside visits the messages that m has in its fields.
+func inside(m protoreflect.Message, visit func(protoreflect.Message)) {
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {
 		case f.IsMap():
 			if f.MapValue().Message() != nil {
 				v.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool {
-					r.gather(v.Message())
+					visit(v.Message())
 					return true
 				})
 			}
 		case f.IsList():
 			if f.Message() != nil {
 				for i := range v.List().Len() {
-					r.gather(v.List().Get(i).Message())
+					visit(v.List().Get(i).Message())
 				}
 			}
 		case f.Message() != nil:
-			r.gather(v.Message())
+			visit(v.Message())
 		}
 		return true
 	})

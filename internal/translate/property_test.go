@@ -324,8 +324,8 @@ func stringsOf(v reflect.Value) []reflect.Value {
 	return nil
 }
 
-// big is n extensions, and services of which each has ten Pods.
-func big(b *testing.B, extensions, pods int) []resource.Object {
+// large is n extensions, and services of which each has ten Pods.
+func large(b *testing.B, extensions, pods int) []resource.Object {
 	b.Helper()
 	objects, _ := readInput(b, "bookinfo")
 	text := &strings.Builder{}
@@ -343,7 +343,7 @@ func big(b *testing.B, extensions, pods int) []resource.Object {
 
 func BenchmarkNew(b *testing.B) {
 	for _, n := range []int{1, 5} {
-		objects := big(b, 200*n, 1000*n)
+		objects := large(b, 200*n, 1000*n)
 		b.Run(fmt.Sprintf("extensions=%d/pods=%d", 200*n, 1000*n), func(b *testing.B) {
 			for b.Loop() {
 				mesh.New(objects, mesh.Options{})
@@ -354,7 +354,7 @@ func BenchmarkNew(b *testing.B) {
 
 func BenchmarkBuild(b *testing.B) {
 	for _, n := range []int{1, 5} {
-		objects := big(b, 200*n, 1000*n)
+		objects := large(b, 200*n, 1000*n)
 		_, gateway := readInput(b, "bookinfo")
 		_, sidecar := readInput(b, "outbound")
 		for _, p := range []mesh.Proxy{gateway, sidecar} {

@@ -26,34 +26,48 @@ func avoidPreviousHosts() []*routev3.RetryPolicy_RetryHostPredicate {
 	}}
 }
 
-// percent is p for Envoy; nil means all.
+// all is every request.
+func all() *typev3.FractionalPercent { return &typev3.FractionalPercent{Numerator: 100} }
+
+// percent is p for Envoy; nil means none.
 func percent(p *apinetworking.Percent) *typev3.FractionalPercent {
 	if p == nil {
-		return &typev3.FractionalPercent{Numerator: 100}
+		return &typev3.FractionalPercent{}
 	}
 	return &typev3.FractionalPercent{Numerator: uint32(p.Value * 10_000), Denominator: typev3.FractionalPercent_MILLION}
 }
 
 // setMirrors sends copies of requests to more destinations.
 func (r *virtualRoutes) setMirrors(action *routev3.RouteAction, in *apinetworking.HTTPRoute, field string) {
-	mirrors := in.Mirrors
-	if in.Mirror != nil {
-		share := in.MirrorPercentage
-		//lint:ignore SA1019 users still write it
-		if whole := in.MirrorPercent; share == nil && whole != nil {
-			share = &apinetworking.Percent{Value: float64(whole.Value)}
-		}
-		mirrors = append([]*apinetworking.HTTPMirrorPolicy{{Destination: in.Mirror, Percentage: share}}, mirrors...)
+	//lint:ignore SA1019 users still write it
+	share, whole := in.MirrorPercentage, in.MirrorPercent
+	switch {
+	case in.Mirror == nil && (share != nil || whole != nil):
+		r.builder.refuse(r.vs, field, "mirrorPercentage and mirrorPercent mean nothing without mirror", "give each of mirrors a percentage, or remove them")
+	case share != nil && whole != nil:
+		r.builder.refuse(r.vs, field+".mirrorPercent", "is not heard beside mirrorPercentage", "remove it")
+	case share == nil && whole != nil:
+		share = &apinetworking.Percent{Value: float64(whole.Value)}
 	}
-	for _, m := range mirrors {
-		if m.Percentage != nil && m.Percentage.Value <= 0 {
-			continue
+	add := func(to *apinetworking.Destination, share *apinetworking.Percent, field string) {
+		part := all()
+		if share != nil {
+			part = percent(share)
+		}
+		if part.Numerator == 0 {
+			return
 		}
 		action.RequestMirrorPolicies = append(action.RequestMirrorPolicies, &routev3.RouteAction_RequestMirrorPolicy{
-			Cluster:         r.destination(m.Destination, field+".mirror"),
-			RuntimeFraction: &corev3.RuntimeFractionalPercent{DefaultValue: percent(m.Percentage)},
+			Cluster:         r.destination(to, field),
+			RuntimeFraction: &corev3.RuntimeFractionalPercent{DefaultValue: part},
 			TraceSampled:    no(),
 		})
+	}
+	if in.Mirror != nil {
+		add(in.Mirror, share, field+".mirror")
+	}
+	for i, m := range in.Mirrors {
+		add(m.Destination, m.Percentage, fmt.Sprintf("%s.mirrors[%d].destination", field, i))
 	}
 }
 
@@ -76,11 +90,16 @@ func (r *virtualRoutes) setFilters(out *routev3.Route, in *apinetworking.HTTPRou
 		set(faultFilter, config, err)
 	}
 	if in.CorsPolicy != nil {
+		//lint:ignore SA1019 users still write it
+		if len(in.CorsPolicy.AllowOrigin) > 0 && len(in.CorsPolicy.AllowOrigins) > 0 {
+			r.builder.refuse(r.vs, field+".corsPolicy.allowOrigin", "is not heard beside allowOrigins", "move its origins there, as exact")
+		}
 		config, err := cors(in.CorsPolicy)
 		set(corsFilter, config, err)
 	}
 }
 
+// fault is for no request unless a percentage is written.
 func fault(in *apinetworking.HTTPFaultInjection) (*anypb.Any, error) {
 	out := &faultv3.HTTPFault{}
 	if d := in.Delay; d != nil {
@@ -120,7 +139,7 @@ func fault(in *apinetworking.HTTPFaultInjection) (*anypb.Any, error) {
 
 func cors(in *apinetworking.CorsPolicy) (*anypb.Any, error) {
 	out := &corsv3.CorsPolicy{
-		FilterEnabled:                &corev3.RuntimeFractionalPercent{DefaultValue: percent(nil)},
+		FilterEnabled:                &corev3.RuntimeFractionalPercent{DefaultValue: all()},
 		AllowMethods:                 strings.Join(in.AllowMethods, ","),
 		AllowHeaders:                 strings.Join(in.AllowHeaders, ","),
 		ExposeHeaders:                strings.Join(in.ExposeHeaders, ","),
@@ -133,9 +152,11 @@ func cors(in *apinetworking.CorsPolicy) (*anypb.Any, error) {
 	if in.MaxAge != nil {
 		out.MaxAge = fmt.Sprint(in.MaxAge.Seconds)
 	}
-	//lint:ignore SA1019 users still write it
-	for _, origin := range in.AllowOrigin {
-		out.AllowOriginStringMatch = append(out.AllowOriginStringMatch, exact(origin))
+	if len(in.AllowOrigins) == 0 {
+		//lint:ignore SA1019 users still write it
+		for _, origin := range in.AllowOrigin {
+			out.AllowOriginStringMatch = append(out.AllowOriginStringMatch, exact(origin))
+		}
 	}
 	for i, origin := range in.AllowOrigins {
 		m, err := stringMatcher(origin)

@@ -79,14 +79,16 @@ func (b *builder) tcpRoute(vs *networkingv1.VirtualService, gateway string, port
 func (b *builder) connectionRoute(vs *networkingv1.VirtualService, to []*apinetworking.RouteDestination, port uint32, field string) *tcpproxyv3.TcpProxy {
 	if len(to) == 1 {
 		cluster := b.destination(vs, to[0].Destination, port, field+".route[0].destination")
-		return tcpProxy(cluster, cluster)
+		return b.lead(tcpProxy(cluster, cluster), cluster)
 	}
+	var clusters []string
 	weighted := &tcpproxyv3.TcpProxy_WeightedCluster{}
 	for i, d := range to {
 		if d.Weight > 0 {
+			cluster := b.destination(vs, d.Destination, port, fmt.Sprintf("%s.route[%d].destination", field, i))
+			clusters = append(clusters, cluster)
 			weighted.Clusters = append(weighted.Clusters, &tcpproxyv3.TcpProxy_WeightedCluster_ClusterWeight{
-				Name:   b.destination(vs, d.Destination, port, fmt.Sprintf("%s.route[%d].destination", field, i)),
-				Weight: uint32(d.Weight),
+				Name: cluster, Weight: uint32(d.Weight),
 			})
 		}
 	}
@@ -94,10 +96,10 @@ func (b *builder) connectionRoute(vs *networkingv1.VirtualService, to []*apinetw
 		b.refuse(vs, field+".route", "no destination has a weight; connections are closed", "give one a weight")
 		return tcpProxy(blackHole, blackHole)
 	}
-	return &tcpproxyv3.TcpProxy{
+	return b.lead(&tcpproxyv3.TcpProxy{
 		StatPrefix:       vs.Name + "." + vs.Namespace,
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_WeightedClusters{WeightedClusters: weighted},
-	}
+	}, clusters...)
 }
 
 // passthroughChains send TLS connections on by their server name, as the tls

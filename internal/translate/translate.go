@@ -52,9 +52,10 @@ func Class(p mesh.Proxy) string {
 		Version    string
 		Metadata   map[string]string
 		Redirected bool
-		IPv6       bool
+		Engine     bool
+		Families   families
 		IPs        []string
-	}{p.Role, p.Namespace, p.Cluster, p.Workload, nonEmpty(p.Labels), p.Version, nonEmpty(p.Metadata), p.Redirected, p.IPv6Only(), nil}
+	}{p.Role, p.Namespace, p.Cluster, p.Workload, nonEmpty(p.Labels), p.Version, nonEmpty(p.Metadata), p.Redirected, p.Engine, familiesOf(p), nil}
 	if p.ByAddress() {
 		for _, ip := range p.IPs {
 			key.IPs = append(key.IPs, ip.String())
@@ -103,6 +104,7 @@ func Build(w *mesh.World, p mesh.Proxy) (*Resources, []resource.Problem) {
 	b.addExtensions()
 	b.addSecrets()
 	b.patch()
+	b.addIPv6()
 	return &b.out, b.problems
 }
 

@@ -91,11 +91,60 @@ func (r *virtualRoutes) route(in *apinetworking.HTTPRoute, match *apinetworking.
 		return &routev3.Route{Name: out.Name, Match: out.Match, Action: answer(500, nil)}
 	}
 	r.setFilters(out, in, field)
+	r.tellUnheard(in, field)
 	if out, err = valid(out, nil); err != nil {
 		r.refuse(field, err)
 		return nil
 	}
 	return out
+}
+
+// tellUnheard tells of what is written for the route and does nothing.
+func (r *virtualRoutes) tellUnheard(in *apinetworking.HTTPRoute, field string) {
+	if in.Redirect != nil || in.DirectResponse != nil {
+		beside := &apinetworking.HTTPRoute{
+			Route: in.Route, Rewrite: in.Rewrite, Timeout: in.Timeout, Retries: in.Retries,
+			Mirror: in.Mirror, Mirrors: in.Mirrors, MirrorPercentage: in.MirrorPercentage,
+			//lint:ignore SA1019 users still write it
+			MirrorPercent: in.MirrorPercent,
+		}
+		if in.Redirect != nil {
+			beside.DirectResponse = in.DirectResponse
+		}
+		for _, name := range written(beside) {
+			r.builder.refuse(r.vs, field+"."+name, "means nothing beside a redirect or a directResponse", "remove one of them")
+		}
+	}
+	r.tellPseudo(in.Headers, field+".headers")
+	for i, d := range in.Route {
+		r.tellPseudo(d.Headers, fmt.Sprintf("%s.route[%d].headers", field, i))
+	}
+}
+
+// tellPseudo tells of headers that a route cannot change.
+func (r *virtualRoutes) tellPseudo(in *apinetworking.Headers, field string) {
+	tell := func(field string, names ...string) {
+		for _, name := range names {
+			if isPseudo(name) {
+				r.builder.refuse(r.vs, field, name+" cannot be changed so", "use rewrite: authority for the host, uri for the path")
+			}
+		}
+	}
+	for _, from := range []map[string]string{in.GetRequest().GetSet(), in.GetRequest().GetAdd()} {
+		for _, name := range sortedKeys(from) {
+			if !isAuthority(name) {
+				tell(field+".request", name)
+			}
+		}
+	}
+	tell(field+".request.remove", in.GetRequest().GetRemove()...)
+	tell(field+".response", sortedKeys(in.GetResponse().GetSet())...)
+	tell(field+".response", sortedKeys(in.GetResponse().GetAdd())...)
+	tell(field+".response.remove", in.GetResponse().GetRemove()...)
+}
+
+func isAuthority(name string) bool {
+	return strings.EqualFold(name, ":authority") || strings.EqualFold(name, "host")
 }
 
 func requestMatch(in *apinetworking.HTTPMatchRequest) (*routev3.RouteMatch, error) {
@@ -238,7 +287,7 @@ func editsOf(in *apinetworking.Headers) (headerEdits, error) {
 	}
 	for _, from := range []map[string]string{request.GetAdd(), request.GetSet()} {
 		for _, name := range sortedKeys(from) {
-			if strings.EqualFold(name, ":authority") || strings.EqualFold(name, "host") {
+			if isAuthority(name) {
 				out.authority = from[name]
 			}
 		}
@@ -319,7 +368,7 @@ func redirectCode(status int) (routev3.RedirectAction_RedirectResponseCode, erro
 
 // forward sends requests to the route's destinations.
 func (r *virtualRoutes) forward(out *routev3.Route, in *apinetworking.HTTPRoute, authority, field string) error {
-	action := &routev3.RouteAction{Timeout: timeoutOf(in.Timeout), RetryPolicy: retries(in.Retries)}
+	action := &routev3.RouteAction{Timeout: timeoutOf(in.Timeout)}
 	if err := rewrite(action, in.Rewrite); err != nil {
 		return err
 	}
@@ -332,6 +381,7 @@ func (r *virtualRoutes) forward(out *routev3.Route, in *apinetworking.HTTPRoute,
 	if authority != "" {
 		action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: authority}
 	}
+	action.RetryPolicy = retries(in.Retries, len(in.Route) == 1 && len(action.HashPolicy) > 0)
 	r.setMirrors(action, in, field)
 	if in.Retries.GetRetryRemoteLocalities() != nil {
 		r.builder.refuse(r.vs, field+".retries.retryRemoteLocalities", "is not supported", "remove it")
@@ -379,9 +429,9 @@ func checkSubstitution(pattern, substitution string) error {
 // among several takes no requests.
 func (r *virtualRoutes) setDestinations(out *routev3.Route, action *routev3.RouteAction, to []*apinetworking.HTTPRouteDestination, authority *string, field string) error {
 	if len(to) == 1 {
-		action.ClusterSpecifier = &routev3.RouteAction_Cluster{
-			Cluster: r.destination(to[0].Destination, field+".route[0].destination"),
-		}
+		cluster := r.destination(to[0].Destination, field+".route[0].destination")
+		r.hash(action, cluster)
+		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: cluster}
 		host, err := setHeaders(out, to[0].Headers)
 		if *authority == "" {
 			*authority = host
@@ -408,6 +458,7 @@ func (r *virtualRoutes) setDestinations(out *routev3.Route, action *routev3.Rout
 		if e.authority != "" {
 			c.HostRewriteSpecifier = &routev3.WeightedCluster_ClusterWeight_HostRewriteLiteral{HostRewriteLiteral: e.authority}
 		}
+		r.hash(action, c.Name)
 		weighted.Clusters = append(weighted.Clusters, c)
 	}
 	if len(weighted.Clusters) == 0 {
@@ -448,13 +499,15 @@ func (b *builder) destination(vs *networkingv1.VirtualService, d *apinetworking.
 }
 
 // retries is Istio's policy for a route: two more tries of what surely was not
-// served, on other hosts, unless the user says otherwise.
-func retries(in *apinetworking.HTTPRetry) *routev3.RetryPolicy {
+// served, on other hosts unless a hash chooses them, unless the user says otherwise.
+func retries(in *apinetworking.HTTPRetry, hashed bool) *routev3.RetryPolicy {
 	out := &routev3.RetryPolicy{
 		RetryOn:                       "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
 		NumRetries:                    wrapperspb.UInt32(2),
 		HostSelectionRetryMaxAttempts: 5,
-		RetryHostPredicate:            avoidPreviousHosts(),
+	}
+	if !hashed || in.GetRetryIgnorePreviousHosts().GetValue() {
+		out.RetryHostPredicate = avoidPreviousHosts()
 	}
 	if in == nil {
 		return out

@@ -25,6 +25,9 @@ const (
 	Container = "istio-proxy"
 	// User is user and group of the agent and its proxy; redirection lets them pass.
 	User = 1337
+	// MemoryVariable says how many bytes of memory the container may have. The downward
+	// API cannot compute the runtime's GOMEMLIMIT, which has to be less.
+	MemoryVariable = "CHANDLER_MEMORY_LIMIT"
 	// HealthPort is where that of a router serves health alone, for load balancers.
 	HealthPort = 15021
 )
@@ -107,8 +110,8 @@ func Env(more map[string]string) []corev1.EnvVar {
 		{Name: "INSTANCE_IPS", ValueFrom: &corev1.EnvVarSource{FieldRef: field("status.podIPs")}},
 		{Name: "POD_NAME", ValueFrom: &corev1.EnvVarSource{FieldRef: field("metadata.name")}},
 		{Name: "POD_NAMESPACE", ValueFrom: &corev1.EnvVarSource{FieldRef: field("metadata.namespace")}},
-		// the runtime collects garbage earlier rather than be killed
-		{Name: "GOMEMLIMIT", ValueFrom: &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "limits.memory", Divisor: resource.MustParse("0")}}},
+		// collects garbage earlier rather than be killed
+		{Name: MemoryVariable, ValueFrom: &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "limits.memory", Divisor: resource.MustParse("0")}}},
 	}
 	for _, name := range slices.Sorted(maps.Keys(more)) {
 		env = append(env, corev1.EnvVar{Name: name, Value: more[name]})

@@ -28,12 +28,15 @@ import (
 type caches struct {
 	classes, gateways, routes              *reader
 	deployments, services, serviceAccounts *reader
+
+	controller gatewayv1.GatewayController // that a class of ours names
 }
 
 // newCaches returns caches that have not begun to follow. add gets the tasks that
 // changes bring.
 func newCaches(client dynamic.Interface, add func(task)) *caches {
 	c := &caches{
+		controller:      ControllerName,
 		classes:         newReader(client, api("gatewayclasses"), "", func() resource.Object { return new(gatewayv1.GatewayClass) }),
 		gateways:        newReader(client, api("gateways"), "", func() resource.Object { return new(gatewayv1.Gateway) }),
 		routes:          newReader(client, api("httproutes"), "", func() resource.Object { return new(gatewayv1.HTTPRoute) }),
@@ -79,7 +82,7 @@ func (c *caches) run(ctx context.Context, log *slog.Logger, synced func()) error
 // ours says whether g is of a class of ours that can be served.
 func (c *caches) ours(g *gatewayv1.Gateway) bool {
 	class := get[*gatewayv1.GatewayClass](c.classes, types.NamespacedName{Name: string(g.Spec.GatewayClassName)})
-	return class != nil && class.Spec.ControllerName == ControllerName && class.Spec.ParametersRef == nil
+	return class != nil && class.Spec.ControllerName == c.controller && class.Spec.ParametersRef == nil
 }
 
 func (c *caches) ourGateways() map[types.NamespacedName]*gatewayv1.Gateway {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -9,12 +10,39 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/chandler-proxy/chandler/internal/identity"
+	"github.com/chandler-proxy/chandler/internal/inject"
 	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
+
+// TestOptionsOf: proxies of Gateways are as sidecars are.
+func TestOptionsOf(t *testing.T) {
+	for name, tt := range map[string]struct {
+		in   inject.Options
+		want Options
+	}{
+		"defaults": {inject.Options{Image: "i"}, Options{Image: "i", Proxy: "engine", Control: "chandler.istio-system.svc:15012", Domain: "cluster.local"}},
+		"everything": {
+			inject.Options{Image: "i", EnvoyImage: "e", Proxy: inject.Envoy, RootNamespace: "mesh", Domain: "x.example", Env: map[string]string{"A": "b"}},
+			Options{Image: "e", Proxy: "envoy", Control: "chandler.mesh.svc:15012", Domain: "x.example", Env: map[string]string{"A": "b"}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in, err := tt.in.WithDefaults()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, OptionsOf(in)); diff != "" {
+				t.Errorf("OptionsOf (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
 
 // TestCauses: a change brings the tasks that can come to something else by it, and
 // a change of status alone, as the Controller makes, no deployment.
@@ -75,5 +103,57 @@ func TestCauses(t *testing.T) {
 		if diff := cmp.Diff(tt.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
+	}
+}
+
+// TestYields: of two control planes of one revision the one whose mark is on the class
+// goes on alone, until its namespace is gone; another revision has names of its own.
+func TestYields(t *testing.T) {
+	there := true
+	var found []string
+	c := New(Config{
+		Client: dynamicfake.NewSimpleDynamicClient(runtime.NewScheme()), Plane: identity.Plane{Namespace: "two", Revision: "default"},
+		There: func(string) bool { return there },
+		Found: func(f identity.Foreign) { found = append(found, f.Owner.String()) },
+	})
+	class := func(owner identity.Plane) {
+		t.Helper()
+		o := new(gatewayv1.GatewayClass)
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(ownClass(owner).Object, o); err != nil {
+			t.Fatal(err)
+		}
+		o.Name = "chandler"
+		if err := c.cache.classes.informer.GetStore().Add(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect := func(what string, want bool) {
+		t.Helper()
+		if got := c.yields(); got != want {
+			t.Errorf("%s: yields = %v, want %v", what, got, want)
+		}
+	}
+	expect("no class", false)
+	class(identity.Plane{})
+	expect("a class that nobody has marked", false)
+	class(identity.Plane{Namespace: "two", Revision: "default"})
+	expect("its own", false)
+	class(identity.Plane{Namespace: "one", Revision: "default"})
+	expect("another's", true)
+	for _, w := range []work{classStatus, deploy, gatewayStatus, routeStatus} {
+		if err := c.do(t.Context(), task{w, types.NamespacedName{Name: "chandler"}}); err != nil {
+			t.Errorf("work %d: %v", w, err)
+		}
+	}
+	if n := len(c.client.(*dynamicfake.FakeDynamicClient).Actions()); n != 0 {
+		t.Errorf("%d calls to the API server, want none", n)
+	}
+	there = false
+	expect("one that is gone", false)
+	if got := strings.Join(found, ","); got != ",,,one/default,one/default,one/default,one/default,one/default," {
+		t.Errorf("found %q", got)
+	}
+	if ClassOf("canary") != "chandler-canary" || ControllerOf("canary") != "chandler.io/gateway-controller-canary" || ClassOf("") != ClassName || ControllerOf("default") != ControllerName {
+		t.Errorf("names: %s, %s, %s, %s", ClassOf("canary"), ControllerOf("canary"), ClassOf(""), ControllerOf("default"))
 	}
 }

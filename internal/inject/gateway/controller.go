@@ -19,10 +19,13 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/util/csaupgrade"
 	"k8s.io/client-go/util/workqueue"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
@@ -30,11 +33,20 @@ import (
 // fieldManager is whose the fields are that are applied.
 const fieldManager = "chandler-gateway"
 
-// A Config is what a Controller needs. All of it is required.
+// A Config is what a Controller needs. Client, Options and Log are required.
 type Config struct {
 	Client  dynamic.Interface
 	Options Options
 	Log     *slog.Logger
+
+	// Plane is who controls. Its revision is part of the names of its controller and
+	// class; what another of the same revision has is left to it while There says that
+	// its namespace is there. Zero is the only one.
+	Plane identity.Plane
+	There func(namespace string) bool // default: always
+	// Found is told whether the class is left to another, now and then. It must not
+	// block. Default: nobody.
+	Found func(identity.Foreign)
 }
 
 // A Controller keeps Gateways deployed and their status up to date, at one API
@@ -44,6 +56,9 @@ type Controller struct {
 	opts   Options
 	log    *slog.Logger
 	cache  *caches
+	plane  identity.Plane
+	there  func(namespace string) bool
+	found  func(identity.Foreign)
 
 	mu    sync.Mutex
 	known Known                                      // World is nil before the first
@@ -71,9 +86,17 @@ const (
 func New(cfg Config) *Controller {
 	c := &Controller{
 		client: cfg.Client, opts: cfg.Options, log: cfg.Log,
+		plane: cfg.Plane, there: cfg.There, found: cfg.Found,
 		failures: map[types.NamespacedName]string{},
 	}
+	if c.there == nil {
+		c.there = func(string) bool { return true }
+	}
+	if c.found == nil {
+		c.found = func(identity.Foreign) {}
+	}
 	c.cache = newCaches(cfg.Client, c.add)
+	c.cache.controller = ControllerOf(cfg.Plane.Revision)
 	return c
 }
 
@@ -101,7 +124,7 @@ func (c *Controller) open() workqueue.TypedRateLimitingInterface[task] {
 // use.
 func (c *Controller) Deliver(world *mesh.World, problems []resource.Problem) {
 	c.mu.Lock()
-	c.known = Known{World: world, Problems: problems}
+	c.known = Known{World: world, Problems: problems, Revision: c.plane.Revision}
 	c.mu.Unlock()
 	c.cache.all(c.add)
 }
@@ -119,7 +142,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-synced:
-			queue.Add(task{classStatus, types.NamespacedName{Name: ClassName}})
+			queue.Add(task{classStatus, types.NamespacedName{Name: ClassOf(c.plane.Revision)}})
 			c.serve(ctx, queue)
 		}
 		return nil
@@ -139,7 +162,7 @@ func (c *Controller) serve(ctx context.Context, queue workqueue.TypedRateLimitin
 		case err == nil:
 			queue.Forget(t)
 		case ctx.Err() == nil:
-			if !apierrors.IsConflict(err) { // someone was faster: their change comes, too
+			if !isStale(err) {
 				c.log.Warn("gateway not up to date", "name", t.name.String(), "err", err)
 			}
 			queue.AddRateLimited(t)
@@ -149,6 +172,9 @@ func (c *Controller) serve(ctx context.Context, queue workqueue.TypedRateLimitin
 }
 
 func (c *Controller) do(ctx context.Context, t task) error {
+	if c.yields() {
+		return nil
+	}
 	switch t.work {
 	case classStatus:
 		return c.class(ctx, t.name.Name)
@@ -175,30 +201,32 @@ func (c *Controller) now() (Known, bool) {
 func (c *Controller) class(ctx context.Context, name string) error {
 	class := get[*gatewayv1.GatewayClass](c.cache.classes, types.NamespacedName{Name: name})
 	if class == nil {
-		if name != ClassName {
+		if name != ClassOf(c.plane.Revision) {
 			return nil
 		}
-		_, err := c.client.Resource(c.cache.classes.resource).Create(ctx, ownClass(), metav1.CreateOptions{FieldManager: fieldManager})
+		_, err := c.client.Resource(c.cache.classes.resource).Create(ctx, ownClass(c.plane), metav1.CreateOptions{FieldManager: fieldManager})
 		if err != nil && !apierrors.IsAlreadyExists(err) {
 			return fmt.Errorf("create GatewayClass %s: %w", name, err)
 		}
 		return nil
 	}
-	if class.Spec.ControllerName != ControllerName {
+	if class.Spec.ControllerName != c.cache.controller {
 		return nil
 	}
 	return c.writeStatus(ctx, c.cache.classes, class, class.Status, ClassStatus(class, time.Now()))
 }
 
-func ownClass() *unstructured.Unstructured {
-	return &unstructured.Unstructured{Object: map[string]any{
+func ownClass(plane identity.Plane) *unstructured.Unstructured {
+	class := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": gatewayv1.GroupVersion.String(), "kind": "GatewayClass",
-		"metadata": map[string]any{"name": ClassName},
+		"metadata": map[string]any{"name": ClassOf(plane.Revision)},
 		"spec": map[string]any{
-			"controllerName": string(ControllerName),
+			"controllerName": string(ControllerOf(plane.Revision)),
 			"description":    "Proxies of Chandler, deployed for each Gateway.",
 		},
 	}}
+	class.SetLabels(plane.Labels())
+	return class
 }
 
 // deploy makes a Gateway's objects what they are to be, and removes those that
@@ -218,7 +246,7 @@ func (c *Controller) deploy(ctx context.Context, name types.NamespacedName) erro
 		err = c.prune(ctx, g, wanted)
 	}
 	delete(c.failures, name)
-	if err != nil {
+	if err != nil && !isStale(err) {
 		c.failures[name] = err.Error()
 	}
 	c.add(task{gatewayStatus, name})
@@ -242,25 +270,49 @@ func (e *foreignError) Error() string {
 	return "it is there and does not belong to Gateway " + e.gateway + "; remove one of them"
 }
 
-// apply makes o, unless an object of its name is there that is not g's.
+// apply makes o, unless an object of its name is there that is not g's. It changes only
+// what it has looked at, and makes only what is not there: g may have been deleted, made
+// anew and deployed by another replica meanwhile, or a user may have been faster.
 func (c *Controller) apply(ctx context.Context, g *gatewayv1.Gateway, o resource.Object) error {
 	client := c.client.Resource(c.cache.resourceOf(o)).Namespace(o.GetNamespace())
-	there, err := client.Get(ctx, o.GetName(), metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-	case err != nil:
-		return err
-	case !metav1.IsControlledBy(there, g):
-		return &foreignError{g.Name}
-	}
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
 	if err != nil {
 		return err
 	}
 	delete(content, "status")
-	_, err = client.Apply(ctx, o.GetName(), &unstructured.Unstructured{Object: content}, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	wanted := &unstructured.Unstructured{Object: content}
+	there, err := client.Get(ctx, o.GetName(), metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		// an apply cannot be told that there must be nothing
+		there, err = client.Create(ctx, wanted, metav1.CreateOptions{FieldManager: fieldManager})
+	case err == nil && !metav1.IsControlledBy(there, g):
+		return &foreignError{g.Name}
+	}
+	if err != nil {
+		return err
+	}
+	if there, err = own(ctx, client, there); err != nil {
+		return err
+	}
+	wanted.SetResourceVersion(there.GetResourceVersion())
+	_, err = client.Apply(ctx, o.GetName(), wanted, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 	return err
 }
+
+// own makes the fields that an object was created with those that were applied, so
+// that the next apply takes away what it leaves out.
+func own(ctx context.Context, client dynamic.ResourceInterface, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	patch, err := csaupgrade.UpgradeManagedFieldsPatch(o, sets.New(fieldManager), fieldManager)
+	if err != nil || patch == nil {
+		return o, err
+	}
+	return client.Patch(ctx, o.GetName(), types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+}
+
+// isStale says of an error that it is because someone else was faster: their change
+// comes, too.
+func isStale(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) }
 
 // resourceOf is where the API server has objects of o's kind.
 func (c *caches) resourceOf(o resource.Object) schema.GroupVersionResource {

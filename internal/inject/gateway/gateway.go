@@ -31,6 +31,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/chandler-proxy/chandler/internal/inject"
 	"github.com/chandler-proxy/chandler/internal/inject/agentpod"
 	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/resource"
@@ -59,6 +60,12 @@ type Options struct {
 	Domain  string // DNS domain of services, as in cluster.local
 
 	Env map[string]string // more of the agents' environment
+}
+
+// OptionsOf are those of proxies that are as sidecars are by o, which must have its
+// defaults.
+func OptionsOf(o inject.Options) Options {
+	return Options{Image: o.ImageOf(o.Proxy), Proxy: o.Proxy, Control: o.Control, Domain: o.Domain, Env: o.Env}
 }
 
 // A refusal is why a Gateway as a whole cannot be served.
@@ -200,7 +207,10 @@ func service(g *gatewayv1.Gateway, ports []corev1.ServicePort) *corev1.Service {
 	s := &corev1.Service{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
 		ObjectMeta: objectMeta(g),
-		Spec:       corev1.ServiceSpec{Type: serviceType(g), Selector: selector(g), Ports: withHealth(ports)},
+		Spec: corev1.ServiceSpec{
+			Type: serviceType(g), Selector: selector(g), Ports: withHealth(ports),
+			IPFamilyPolicy: new(corev1.IPFamilyPolicyPreferDualStack), // is of one family where the cluster is
+		},
 	}
 	for _, a := range g.Spec.Addresses {
 		if s.Spec.Type == corev1.ServiceTypeLoadBalancer {

@@ -20,7 +20,7 @@ import (
 func RouteStatus(route *gatewayv1.HTTPRoute, gateways map[types.NamespacedName]*gatewayv1.Gateway, known Known) gatewayv1.RouteStatus {
 	out := gatewayv1.RouteStatus{Parents: []gatewayv1.RouteParentStatus{}}
 	for _, p := range route.Status.Parents {
-		if p.ControllerName != ControllerName {
+		if p.ControllerName != ControllerOf(known.Revision) {
 			out.Parents = append(out.Parents, p)
 		}
 	}
@@ -30,7 +30,7 @@ func RouteStatus(route *gatewayv1.HTTPRoute, gateways map[types.NamespacedName]*
 			continue
 		}
 		out.Parents = append(out.Parents, gatewayv1.RouteParentStatus{
-			ParentRef: ref, ControllerName: ControllerName, Conditions: parentConditions(route, ref, g, known),
+			ParentRef: ref, ControllerName: ControllerOf(known.Revision), Conditions: parentConditions(route, ref, g, known),
 		})
 	}
 	return out
@@ -62,7 +62,7 @@ func chooses(ref gatewayv1.ParentReference, l *gatewayv1.Listener) bool {
 func parentConditions(route *gatewayv1.HTTPRoute, ref gatewayv1.ParentReference, g *gatewayv1.Gateway, known Known) []metav1.Condition {
 	var before []metav1.Condition
 	for _, p := range route.Status.Parents {
-		if p.ControllerName == ControllerName && sameParent(p.ParentRef, ref) {
+		if p.ControllerName == ControllerOf(known.Revision) && sameParent(p.ParentRef, ref) {
 			before = p.Conditions
 		}
 	}

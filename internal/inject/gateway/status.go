@@ -21,6 +21,7 @@ type Known struct {
 	World    *mesh.World
 	Problems []resource.Problem // that translate found; those of other resources do not matter
 	Now      time.Time
+	Revision string // of the control plane; empty is the default one
 }
 
 // A Deployment is how far a Gateway's own objects are.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
+
+	"github.com/chandler-proxy/chandler/internal/identity"
 )
 
 const (
@@ -41,15 +44,24 @@ type PublisherConfig struct {
 	// Follow calls deliver with the bundle, and with each new one, until ctx ends:
 	// identity.Authority's.
 	Follow func(ctx context.Context, deliver func(bundle []byte)) error
-	Log    *slog.Logger // default: none
+	// Plane is who publishes. ConfigMaps of another are left alone, as
+	// [identity.Plane.May] has it, while its namespace is there. Zero marks nothing.
+	Plane identity.Plane
+	// Found is told of each ConfigMap that is left to another, and when it is not any
+	// more. It must not block. Default: nobody.
+	Found func(identity.Foreign)
+	Log   *slog.Logger // default: none
 }
 
 // A Publisher writes the root certificates to the ConfigMap chandler-ca-root-cert
 // of every namespace, and puts it right when somebody changes or removes it. What
-// else is in the ConfigMap stays. Namespaces that are being deleted are left alone.
+// else is in the ConfigMap stays. Namespaces that are being deleted are left alone, and
+// so is a ConfigMap that another control plane publishes.
 type Publisher struct {
 	client kubernetes.Interface
 	follow func(ctx context.Context, deliver func(bundle []byte)) error
+	plane  identity.Plane
+	found  func(identity.Foreign)
 	log    *slog.Logger
 	limit  *rate.Limiter
 
@@ -57,6 +69,9 @@ type Publisher struct {
 	namespaces cache.Store
 	configMaps cache.Store
 	queue      workqueue.TypedRateLimitingInterface[string] // names of namespaces
+
+	mu   sync.Mutex
+	left map[string]identity.Plane // owners of the ConfigMaps that are left alone, by namespace
 }
 
 // NewPublisher returns a Publisher. It does nothing until it runs.
@@ -67,9 +82,15 @@ func NewPublisher(cfg PublisherConfig) (*Publisher, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Found == nil {
+		cfg.Found = func(identity.Foreign) {}
+	}
 	return &Publisher{
 		client: cfg.Client,
 		follow: cfg.Follow,
+		plane:  cfg.Plane,
+		found:  cfg.Found,
+		left:   make(map[string]identity.Plane),
 		log:    cfg.Log,
 		limit:  rate.NewLimiter(writeRate, writeBurst),
 	}, nil
@@ -83,7 +104,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 	core := p.client.CoreV1()
 	var namespaces, configMaps cache.Controller
 	p.namespaces, namespaces = inform(p.client, core.Namespaces(), new(corev1.Namespace), "",
-		nameOnly, func(n cache.ObjectName) { p.queue.Add(n.Name) }, p.log)
+		namespaceOnly, func(n cache.ObjectName) { p.queue.Add(n.Name) }, p.log)
 	p.configMaps, configMaps = inform(p.client, core.ConfigMaps(metav1.NamespaceAll), new(corev1.ConfigMap), named(ConfigMapName),
 		bundleOnly, func(n cache.ObjectName) { p.queue.Add(n.Namespace) }, p.log)
 
@@ -136,18 +157,29 @@ func (p *Publisher) work(ctx context.Context) {
 // publish makes the ConfigMap of one namespace what it should be.
 func (p *Publisher) publish(ctx context.Context, namespace string) error {
 	bundle := p.bundle.Load()
-	if bundle == nil || !p.wants(namespace) || p.has(namespace, *bundle) {
+	chosen, wants := p.wants(namespace)
+	if !wants {
+		p.leave(namespace, nil)
+		p.release(namespace)
+		return nil
+	}
+	is := p.configMap(namespace)
+	if p.leave(namespace, p.foreign(is, chosen)) || bundle == nil || p.has(is, *bundle) {
 		return nil
 	}
 	if err := p.limit.Wait(ctx); err != nil {
 		return err
 	}
-	_, err := p.client.CoreV1().ConfigMaps(namespace).Apply(ctx,
-		applycorev1.ConfigMap(ConfigMapName, namespace).
-			WithLabels(labels()).
-			WithData(map[string]string{ConfigMapKey: string(*bundle)}),
-		metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	should := applycorev1.ConfigMap(ConfigMapName, namespace).
+		WithLabels(labels()).WithLabels(p.plane.Labels()).
+		WithData(map[string]string{ConfigMapKey: string(*bundle)})
+	if is != nil { // and nobody has made it theirs meanwhile
+		should.WithResourceVersion(is.ResourceVersion)
+	}
+	_, err := p.client.CoreV1().ConfigMaps(namespace).Apply(ctx, should, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 	switch {
+	case apierrors.IsConflict(err):
+		return nil // what it is now is on its way
 	case err == nil:
 		p.log.Info("root certificates published", "namespace", namespace)
 		return nil
@@ -158,33 +190,93 @@ func (p *Publisher) publish(ctx context.Context, namespace string) error {
 	}
 }
 
-// wants says that the namespace is there, and there to stay.
-func (p *Publisher) wants(namespace string) bool {
+// wants says that the namespace is there, and there to stay, and which revision it
+// has chosen.
+func (p *Publisher) wants(namespace string) (chosen string, ok bool) {
 	object, ok, err := p.namespaces.GetByKey(namespace)
 	if err != nil || !ok {
-		return false
+		return "", false
 	}
 	n, ok := object.(*corev1.Namespace)
-	return ok && n.DeletionTimestamp.IsZero()
+	return identity.ChosenRevision(n.GetLabels()), ok && n.DeletionTimestamp.IsZero()
 }
 
-// has says that the namespace's ConfigMap has that bundle.
-func (p *Publisher) has(namespace string, bundle []byte) bool {
+// configMap is that of a namespace; nil if there is none to stay.
+func (p *Publisher) configMap(namespace string) *corev1.ConfigMap {
 	object, ok, err := p.configMaps.GetByKey(namespace + "/" + ConfigMapName)
 	if err != nil || !ok {
-		return false
+		return nil
 	}
 	m, ok := object.(*corev1.ConfigMap)
-	return ok && m.DeletionTimestamp.IsZero() && bytes.Equal([]byte(m.Data[ConfigMapKey]), bundle)
+	if !ok || !m.DeletionTimestamp.IsZero() {
+		return nil
+	}
+	return m
 }
 
-// nameOnly is what a Publisher needs of a namespace.
-func nameOnly(object any) (any, error) {
+// has says that m has that bundle, and that it is ours.
+func (p *Publisher) has(m *corev1.ConfigMap, bundle []byte) bool {
+	return m != nil && bytes.Equal([]byte(m.Data[ConfigMapKey]), bundle) && identity.PlaneOf(m.Labels) == p.plane
+}
+
+// foreign is m if another control plane has it, and is to have it. The root namespace
+// of each is its own, whatever it chooses.
+func (p *Publisher) foreign(m *corev1.ConfigMap, chosen string) *identity.Foreign {
+	if m == nil || p.plane == (identity.Plane{}) {
+		return nil
+	}
+	owner := identity.PlaneOf(m.Labels)
+	if m.Namespace == p.plane.Namespace || m.Namespace != owner.Namespace && p.plane.May(owner, chosen) {
+		return nil
+	}
+	if _, there := p.wants(owner.Namespace); !there {
+		return nil // it is gone, with its namespace
+	}
+	return &identity.Foreign{
+		APIVersion: "v1", Kind: "ConfigMap", Resource: "configmaps",
+		Namespace: m.Namespace, Name: m.Name, UID: string(m.UID), Owner: owner,
+	}
+}
+
+// leave notes whether the ConfigMap of a namespace is left to another, and reports it.
+func (p *Publisher) leave(namespace string, f *identity.Foreign) bool {
+	p.mu.Lock()
+	before, was := p.left[namespace]
+	if f == nil {
+		delete(p.left, namespace)
+	} else {
+		p.left[namespace] = f.Owner
+	}
+	p.mu.Unlock()
+	switch {
+	case f != nil && before != f.Owner:
+		p.found(*f)
+	case f == nil && was:
+		p.found(identity.Foreign{Resource: "configmaps", Namespace: namespace, Name: ConfigMapName})
+	}
+	return f != nil
+}
+
+// release looks again at what was left to the control plane of a namespace that is gone.
+func (p *Publisher) release(namespace string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for of, owner := range p.left {
+		if owner.Namespace == namespace {
+			p.queue.Add(of)
+		}
+	}
+}
+
+// namespaceOnly is what a Publisher needs of a namespace.
+func namespaceOnly(object any) (any, error) {
 	n, ok := object.(*corev1.Namespace)
 	if !ok {
 		return object, nil
 	}
-	return &corev1.Namespace{ObjectMeta: slim(&n.ObjectMeta)}, nil
+	slimmed := &corev1.Namespace{ObjectMeta: slim(&n.ObjectMeta)}
+	slimmed.Labels = n.Labels
+	return slimmed, nil
 }
 
 // bundleOnly is what a Publisher needs of a ConfigMap.
@@ -194,6 +286,7 @@ func bundleOnly(object any) (any, error) {
 		return object, nil
 	}
 	slimmed := &corev1.ConfigMap{ObjectMeta: slim(&m.ObjectMeta)}
+	slimmed.Labels = m.Labels
 	if bundle, ok := m.Data[ConfigMapKey]; ok {
 		slimmed.Data = map[string]string{ConfigMapKey: bundle}
 	}

@@ -8,12 +8,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/chandler-proxy/chandler/internal/identity"
 )
 
 // A press is a Publisher at work on a fake cluster.
@@ -24,8 +27,15 @@ type press struct {
 }
 
 func startPress(t *testing.T, objects ...runtime.Object) press {
-	p := press{t, fake.NewClientset(objects...), make(chan string)}
-	publisher, err := NewPublisher(PublisherConfig{Client: p.client, Follow: func(ctx context.Context, deliver func([]byte)) error {
+	t.Helper()
+	return startPressOf(t, fake.NewClientset(objects...), identity.Plane{}, nil)
+}
+
+// startPressOf is a press of one of several control planes.
+func startPressOf(t *testing.T, client *fake.Clientset, plane identity.Plane, found func(identity.Foreign)) press {
+	t.Helper()
+	p := press{t, client, make(chan string)}
+	publisher, err := NewPublisher(PublisherConfig{Client: p.client, Plane: plane, Found: found, Follow: func(ctx context.Context, deliver func([]byte)) error {
 		for {
 			select {
 			case b := <-p.bundles:
@@ -209,4 +219,86 @@ func TestPublisherConfig(t *testing.T) {
 	if _, err := NewPublisher(PublisherConfig{}); err == nil {
 		t.Error("a publisher without client is made")
 	}
+}
+
+// TestTwoPlanes: each namespace has the roots of one control plane, whoever was there
+// first, or of the revision that it chooses; nobody writes over the other's.
+func TestTwoPlanes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		labelled := func(name, key, value string) *corev1.Namespace {
+			n := namespace(name)
+			n.Labels = map[string]string{key: value}
+			return n
+		}
+		client := fake.NewClientset(namespace("one"), namespace("two"), namespace("plain"),
+			labelled("asks", "istio-injection", "enabled"), labelled("canaries", "istio.io/rev", "canary"))
+		var mu sync.Mutex
+		found := map[string]string{} // owners, by namespace
+		one := startPressOf(t, client, identity.Plane{Namespace: "one", Revision: "default"}, nil)
+		one.publish("roots of one")
+		two := startPressOf(t, client, identity.Plane{Namespace: "two", Revision: "canary"}, func(f identity.Foreign) {
+			mu.Lock()
+			defer mu.Unlock()
+			found[f.Namespace] = f.Owner.String()
+		})
+		two.publish("roots of two")
+		one.expect("plain", "roots of one")
+		one.expect("asks", "roots of one")
+		one.expect("two", "roots of two")
+		one.expect("canaries", "roots of two")
+		mu.Lock()
+		if diff := cmp.Diff(map[string]string{"one": "one/default", "plain": "one/default", "asks": "one/default"}, found); diff != "" {
+			t.Errorf("found (-want +got):\n%s", diff)
+		}
+		mu.Unlock()
+
+		before := one.writes()
+		time.Sleep(time.Hour)
+		if n := one.writes() - before; n != 0 {
+			t.Errorf("%d writes in an hour in which nothing has changed", n)
+		}
+		ctx := t.Context()
+		asks := labelled("asks", "istio.io/rev", "canary")
+		if _, err := client.CoreV1().Namespaces().Update(ctx, asks, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		one.settle()
+		one.expect("asks", "roots of two")
+
+		one.publish("newer of one")
+		one.expect("plain", "newer of one")
+		one.expect("asks", "roots of two")
+
+		// The first is taken away with its namespace, and the other comes into what is left.
+		if err := client.CoreV1().Namespaces().Delete(ctx, "one", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		one.settle()
+		one.expect("plain", "roots of two")
+		mu.Lock()
+		defer mu.Unlock()
+		if owner := found["plain"]; owner != "" {
+			t.Errorf("plain is still told to be of %s", owner)
+		}
+	})
+}
+
+// TestUnmarked: what was written before control planes marked what they write is
+// marked, once.
+func TestUnmarked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(namespace("a"), &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: ConfigMapName, Labels: labels()}, Data: map[string]string{ConfigMapKey: "roots"},
+		})
+		plane := identity.Plane{Namespace: "root", Revision: "default"}
+		p := startPressOf(t, client, plane, nil)
+		p.publish("roots")
+		m, err := client.CoreV1().ConfigMaps("a").Get(t.Context(), ConfigMapName, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := identity.PlaneOf(m.Labels); got != plane || p.writes() != 1 {
+			t.Errorf("it is marked as that of %v, with %d writes; want %v with 1", got, p.writes(), plane)
+		}
+	})
 }
