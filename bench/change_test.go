@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 )
 
 const (
@@ -39,7 +41,7 @@ func benchmarkChange(b *testing.B, cold bool) {
 	}
 	m := startMesh(b)
 	url := push()
-	m.write(b, "plugin.yaml", pluginYAML(url, "0"))
+	m.write(b, "plugin.yaml", envoytest.Plugin("bench", url, "0"))
 	m.answers(b, "0")
 
 	var met, published, fetched times
@@ -50,7 +52,7 @@ func benchmarkChange(b *testing.B, cold bool) {
 				url = push()
 			}
 			time.Sleep(lone)
-			text, want := pluginYAML(url, fmt.Sprint(n)), fmt.Sprint(n)
+			text, want := envoytest.Plugin("bench", url, fmt.Sprint(n)), fmt.Sprint(n)
 			start := time.Now()
 			m.write(b, "plugin.yaml", text)
 			m.answers(b, want)

@@ -4,17 +4,12 @@ package bench
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,6 +20,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 )
 
 // This is the least of test/e2e's harness that a benchmark needs: no load, no
@@ -36,70 +33,27 @@ const patience = 30 * time.Second
 // tool is the path of a program, from the environment.
 func tool(b *testing.B, variable string) string {
 	b.Helper()
-	path := os.Getenv(variable)
-	if path == "" {
-		b.Fatalf("%s is not set; run make bench", variable)
-	}
-	return path
+	return envoytest.Tool(b, variable)
 }
 
 // freeAddress is a loopback address that nothing listens on.
 func freeAddress(b *testing.B) string {
 	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return envoytest.Address(b)
 }
 
 // eventually asks f every millisecond until it gives no error.
 func eventually(b *testing.B, what string, f func() error) {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if ctx.Err() != nil {
-			b.Fatalf("%s: still after %v: %v", what, patience, err)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	envoytest.Wait{Patience: patience, Every: time.Millisecond}.Until(b, what, f)
 }
 
 // A process is a program that runs until b ends.
-type process struct {
-	PID int
-	log string // path of what it prints
-}
+type process struct{ *envoytest.Process }
 
 func spawn(b *testing.B, program string, args ...string) *process {
 	b.Helper()
-	out, err := os.Create(filepath.Join(b.TempDir(), "log"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	cmd := exec.Command(program, args...)
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
-		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-		_ = cmd.Wait() // how it ended is in its log
-		kill.Stop()
-		if text, err := os.ReadFile(out.Name()); b.Failed() {
-			b.Logf("%s (%v):\n%s", strings.Join(cmd.Args, " "), err, text[max(0, len(text)-8000):])
-		}
-		out.Close()
-	})
-	return &process{PID: cmd.Process.Pid, log: out.Name()}
+	return &process{envoytest.Start(b, nil, program, args...)}
 }
 
 // logged waits for the first entry of a program's JSON log that has that message
@@ -107,7 +61,7 @@ func spawn(b *testing.B, program string, args ...string) *process {
 func (p *process) logged(b *testing.B, message string, since time.Time) (at time.Time) {
 	b.Helper()
 	eventually(b, "log entry "+message, func() error {
-		text, err := os.ReadFile(p.log)
+		text, err := os.ReadFile(p.Log)
 		if err != nil {
 			return err
 		}
@@ -185,15 +139,11 @@ type mesh struct {
 func startMesh(b *testing.B) *mesh {
 	b.Helper()
 	bin, envoy := tool(b, "CHANDLER_BIN"), tool(b, "CHANDLER_ENVOY")
-	data, err := os.MkdirTemp("", "ch") // short: a Unix socket's path has little room
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { os.RemoveAll(data) })
+	data := envoytest.ShortDir(b)
 	m := &mesh{dir: b.TempDir(), data: data, gateway: freeAddress(b)}
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "backend") }))
 	b.Cleanup(backend.Close)
-	m.write(b, "gateway.yaml", gatewayYAML(m.gateway, backend.Listener.Addr().String()))
+	m.write(b, "gateway.yaml", envoytest.Gateway(m.gateway, backend.Listener.Addr().String()))
 
 	xds := freeAddress(b)
 	m.Control = spawn(b, bin, "control", "--log-format", "json", "--source", "dir:"+m.dir, "--xds", xds, "--monitoring", freeAddress(b))
@@ -231,56 +181,4 @@ func (m *mesh) answers(b *testing.B, wasm string) {
 		}
 		return nil
 	})
-}
-
-// gatewayYAML is a gateway at one address for a backend at another.
-func gatewayYAML(listen, backend string) string {
-	_, port, _ := net.SplitHostPort(listen)
-	host, backendPort, _ := net.SplitHostPort(backend)
-	return fmt.Sprintf(`
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: gateway, namespace: istio-system}
-spec:
-  selector: {istio: ingressgateway}
-  servers:
-  - port: {number: %s, name: http, protocol: HTTP}
-    hosts: ["*"]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: backend, namespace: default}
-spec:
-  hosts: ["*"]
-  gateways: [istio-system/gateway]
-  http:
-  - route:
-    - destination: {host: backend, port: {number: 80}}
----
-apiVersion: v1
-kind: Service
-metadata: {name: backend, namespace: default}
-spec:
-  ports: [{name: http, port: 80, targetPort: %s}]
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: backend-1, namespace: default, labels: {kubernetes.io/service-name: backend}}
-addressType: IPv4
-ports: [{name: http, port: %s}]
-endpoints: [{addresses: [%s]}]
-`, port, backendPort, backendPort, host)
-}
-
-// pluginYAML is a plugin of the gateway's that adds x-wasm with that value.
-func pluginYAML(url, wasm string) string {
-	return fmt.Sprintf(`
-apiVersion: extensions.istio.io/v1alpha1
-kind: WasmPlugin
-metadata: {name: bench, namespace: istio-system}
-spec:
-  selector: {matchLabels: {istio: ingressgateway}}
-  url: %s
-  pluginConfig: {name: %q}
-`, url, wasm)
 }

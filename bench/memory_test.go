@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 )
 
 // settle is how long a program is left alone before its memory is looked at.
@@ -24,7 +26,7 @@ func BenchmarkMemory(b *testing.B) {
 		m := startMesh(b)
 		m.resident(b, "idle")
 		url, _ := startRegistry(b).push(b, "plugin", archive(b, addHeader(b, text(10<<20))), types.OCILayer)
-		m.write(b, "plugin.yaml", pluginYAML(url, "here"))
+		m.write(b, "plugin.yaml", envoytest.Plugin("bench", url, "here"))
 		m.answers(b, "here")
 		m.resident(b, "extended")
 	}
@@ -43,7 +45,7 @@ func (m *mesh) resident(b *testing.B, when string) {
 // status is a value of /proc/PID/status in MB.
 func (p *process) status(b *testing.B, key string) float64 {
 	b.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -53,6 +55,6 @@ func (p *process) status(b *testing.B, key string) float64 {
 			return kb / 1024
 		}
 	}
-	b.Fatalf("no %s of process %d", key, p.PID)
+	b.Fatalf("no %s of process %d", key, p.PID())
 	return 0
 }

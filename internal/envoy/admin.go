@@ -34,7 +34,7 @@ type NotReadyError struct {
 }
 
 func (e *NotReadyError) Error() string {
-	return "envoy is " + strings.ToLower(e.State)
+	return "the proxy is " + strings.ToLower(e.State)
 }
 
 // An Admin is a client of one Envoy's admin interface. It may be used from

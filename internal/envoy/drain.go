@@ -39,9 +39,10 @@ func (p *Process) signal(c *child, sig syscall.Signal) {
 
 // A Drain lets clients go without losing a request. The zero value is useful.
 type Drain struct {
-	Min   time.Duration // connections are waited for at least so long
-	Most  time.Duration // and at most so long; default 5s, and no less than Min
-	Grace time.Duration // then requests, so long; default 5s
+	Min   time.Duration   // connections are waited for at least so long
+	Most  time.Duration   // and at most so long; default 5s, and no less than Min
+	Grace time.Duration   // then requests, so long; default 5s
+	Hurry <-chan struct{} // closed, it ends the waiting; may be nil
 }
 
 // Run drains the proxy behind a, until gone is closed at the latest. At first
@@ -56,7 +57,7 @@ func (d Drain) Run(ctx context.Context, a *Admin, gone <-chan struct{}) error {
 		return err
 	}
 	begun := time.Now()
-	poll(ctx, d.Most, gone, func() bool {
+	d.poll(ctx, d.Most, gone, func() bool {
 		connections, _, err := a.Active(ctx)
 		return err == nil && connections == 0 && time.Since(begun) >= d.Min
 	})
@@ -64,7 +65,7 @@ func (d Drain) Run(ctx context.Context, a *Admin, gone <-chan struct{}) error {
 		return err
 	}
 	overtime := time.Since(begun) >= d.Most
-	poll(ctx, d.Grace, gone, func() bool {
+	d.poll(ctx, d.Grace, gone, func() bool {
 		connections, requests, err := a.Active(ctx)
 		return err != nil || connections == 0 || overtime && requests == 0
 	})
@@ -76,16 +77,16 @@ func (p *Process) drain(ctx context.Context, c *child, gone <-chan struct{}) {
 	a, err := c.client()
 	if err == nil {
 		p.cfg.Log.Info("envoy draining", "pid", c.pid, "at_most", p.cfg.Drain)
-		err = Drain{Min: p.cfg.MinDrain, Most: p.cfg.Drain, Grace: p.cfg.Grace}.Run(ctx, a, gone)
+		err = Drain{Min: p.cfg.MinDrain, Most: p.cfg.Drain, Grace: p.cfg.Grace, Hurry: p.cfg.Hurry}.Run(ctx, a, gone)
 	}
 	if err != nil {
 		p.cfg.Log.Error("envoy not drained", "pid", c.pid, "err", err)
 	}
 }
 
-// poll asks done again and again until it agrees, the process is gone, or the
-// time is over.
-func poll(ctx context.Context, atMost time.Duration, gone <-chan struct{}, done func() bool) {
+// poll asks done again and again until it agrees, the process is gone, the time is
+// over, or there is a hurry.
+func (d Drain) poll(ctx context.Context, atMost time.Duration, gone <-chan struct{}, done func() bool) {
 	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
 	tick := time.NewTicker(drainInterval)
@@ -94,6 +95,8 @@ func poll(ctx context.Context, atMost time.Duration, gone <-chan struct{}, done 
 		select {
 		case <-tick.C:
 		case <-gone:
+			return
+		case <-d.Hurry:
 			return
 		case <-ctx.Done():
 			return

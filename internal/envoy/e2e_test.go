@@ -17,16 +17,14 @@ import (
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 )
 
 // realEnvoy is the path of Envoy's binary.
 func realEnvoy(t *testing.T) string {
 	t.Helper()
-	path := os.Getenv("CHANDLER_ENVOY")
-	if path == "" {
-		t.Fatal("CHANDLER_ENVOY must be the path of an envoy")
-	}
-	return path
+	return envoytest.Tool(t, "CHANDLER_ENVOY")
 }
 
 func TestRealBootstrapValid(t *testing.T) {

@@ -32,14 +32,15 @@ var ErrNoDrain = errors.New("stop without draining")
 
 // A Config says how to run Envoy. Path, Dir, Output and Log are required.
 type Config struct {
-	Path      string        // Envoy's binary
-	Args      []string      // the user's arguments, passed on
-	Dir       string        // absolute; exists, and is used by no other Process
-	Bootstrap []byte        // not used if Args bring one; see [HasBootstrap]
-	Output    io.Writer     // Envoy's stdout and stderr; only an *os.File is one that Envoy still has after the agent died
-	MinDrain  time.Duration // connections are waited for at least so long, for load balancers to take note; default 0
-	Drain     time.Duration // and at most so long; default 5s
-	Grace     time.Duration // requests that are still under way then, and the end after SIGTERM, are waited for so long each; default 5s
+	Path      string          // Envoy's binary
+	Args      []string        // the user's arguments, passed on
+	Dir       string          // absolute; exists, and is used by no other Process
+	Bootstrap []byte          // not used if Args bring one; see [HasBootstrap]
+	Output    io.Writer       // Envoy's stdout and stderr; only an *os.File is one that Envoy still has after the agent died
+	MinDrain  time.Duration   // connections are waited for at least so long, for load balancers to take note; default 0
+	Drain     time.Duration   // and at most so long; default 5s
+	Grace     time.Duration   // requests that are still under way then, and the end after SIGTERM, are waited for so long each; default 5s
+	Hurry     <-chan struct{} // closed, it has a drain wait no more; default never
 	Log       *slog.Logger
 }
 

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -51,26 +53,44 @@ type TransportConfig struct {
 // credentials to machines, and the configured. It checks the address that is
 // really dialled, for every connection, so neither names, redirects nor a
 // registry's bearer realm lead around it. It refuses redirects from https to
-// http, and does not decompress. http.Client adds the rest: at most ten
+// http, and those from elsewhere to this machine, where the proxy's own
+// administration may listen; it does not decompress. http.Client adds the rest: at most ten
 // redirects, no Authorization for another domain.
 type Transport struct {
-	blocked    []netip.Prefix
-	insecure   Hosts
-	verified   *http.Transport
-	unverified *http.Transport
+	blocked  []netip.Prefix
+	here     []netip.Prefix // this machine
+	insecure Hosts
+	near     pair // may go anywhere
+	far      pair // may not go here; connections are not shared with the other
 }
+
+// A pair carries requests with certificates verified or not.
+type pair struct{ verified, unverified *http.Transport }
 
 // NewTransport makes a Transport. It keeps idle connections for 90 seconds; see
 // [Transport.CloseIdleConnections].
 func NewTransport(cfg TransportConfig) *Transport {
-	t := &Transport{blocked: cfg.Blocked, insecure: cfg.Insecure}
-	t.verified = t.over(&tls.Config{RootCAs: cfg.RootCAs}, cfg)
-	t.unverified = t.over(&tls.Config{InsecureSkipVerify: true}, cfg)
+	t := &Transport{blocked: cfg.Blocked, here: loopback[:], insecure: cfg.Insecure}
+	t.near = t.pair(cfg, t.control)
+	t.far = t.pair(cfg, t.controlFar)
+	if cfg.Proxy != nil { // which may well be here
+		t.far = t.near
+	}
 	return t
 }
 
-func (t *Transport) over(tls *tls.Config, cfg TransportConfig) *http.Transport {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, ControlContext: t.control}
+// control is called with every address before it is dialled.
+type control func(ctx context.Context, network, address string, _ syscall.RawConn) error
+
+func (t *Transport) pair(cfg TransportConfig, c control) pair {
+	return pair{
+		verified:   over(&tls.Config{RootCAs: cfg.RootCAs}, cfg, c),
+		unverified: over(&tls.Config{InsecureSkipVerify: true}, cfg, c),
+	}
+}
+
+func over(tls *tls.Config, cfg TransportConfig, c control) *http.Transport {
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, ControlContext: c}
 	return &http.Transport{
 		Proxy:                  cfg.Proxy,
 		DialContext:            dialer.DialContext,
@@ -86,8 +106,10 @@ func (t *Transport) over(tls *tls.Config, cfg TransportConfig) *http.Transport {
 
 // CloseIdleConnections closes connections that nobody uses.
 func (t *Transport) CloseIdleConnections() {
-	t.verified.CloseIdleConnections()
-	t.unverified.CloseIdleConnections()
+	for _, p := range []pair{t.near, t.far} {
+		p.verified.CloseIdleConnections()
+		p.unverified.CloseIdleConnections()
+	}
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -98,10 +120,33 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	if t.insecure.Has(r.URL.Host) {
-		return t.unverified.RoundTrip(r)
+	p := t.near
+	if r.Response != nil && !t.isHere(peerOf(r.Response)) {
+		p = t.far
 	}
-	return t.verified.RoundTrip(r)
+	way := p.verified
+	if t.insecure.Has(r.URL.Host) {
+		way = p.unverified
+	}
+	var peer atomic.Value // of string
+	ctx := httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
+		GotConn: func(c httptrace.GotConnInfo) { peer.Store(c.Conn.RemoteAddr().String()) },
+	})
+	resp, err := way.RoundTrip(r.WithContext(ctx))
+	if resp != nil {
+		resp.Request = r.WithContext(context.WithValue(r.Context(), peerKey{}, peer.Load()))
+	}
+	return resp, err
+}
+
+// peerKey is the key of the address that a request was sent to, in its context.
+type peerKey struct{}
+
+// peerOf is whom a response is from, or the zero Addr if that is not known.
+func peerOf(resp *http.Response) netip.Addr {
+	address, _ := resp.Request.Context().Value(peerKey{}).(string)
+	ap, _ := netip.ParseAddrPort(address)
+	return ap.Addr()
 }
 
 func (t *Transport) permit(r *http.Request) error {
@@ -115,7 +160,6 @@ func (t *Transport) permit(r *http.Request) error {
 	return nil
 }
 
-// control is called with every address before it is dialled.
 func (t *Transport) control(_ context.Context, _, address string, _ syscall.RawConn) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -126,6 +170,21 @@ func (t *Transport) control(_ context.Context, _, address string, _ syscall.RawC
 	}
 	return nil
 }
+
+// controlFar is control for those who are not to go here, either.
+func (t *Transport) controlFar(ctx context.Context, network, address string, c syscall.RawConn) error {
+	if ap, err := netip.ParseAddrPort(address); err == nil && t.isHere(ap.Addr()) {
+		return &BlockedError{ap.Addr()}
+	}
+	return t.control(ctx, network, address, c)
+}
+
+func (t *Transport) isHere(addr netip.Addr) bool {
+	addr = plain(addr)
+	return slices.ContainsFunc(t.here, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+var loopback = [...]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
 // always is never dialled, besides what netip.Addr has a name for: where
 // clouds serve metadata and credentials.
@@ -141,14 +200,19 @@ var always = [...]netip.Prefix{
 
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// blocks says whether addr must not be dialled. An IPv4 address counts in its
-// IPv6 forms too, and a zone does not.
-func (t *Transport) blocks(addr netip.Addr) bool {
+// plain is addr without a zone, and an IPv4 address as that in all its IPv6 forms.
+func plain(addr netip.Addr) netip.Addr {
 	addr = addr.WithZone("").Unmap()
 	if nat64.Contains(addr) {
 		b := addr.As16()
 		addr = netip.AddrFrom4([4]byte(b[12:]))
 	}
+	return addr
+}
+
+// blocks says whether addr must not be dialled.
+func (t *Transport) blocks(addr netip.Addr) bool {
+	addr = plain(addr)
 	if addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast() {
 		return true
 	}

@@ -3,9 +3,11 @@ package fetch
 import (
 	"crypto/x509"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +83,58 @@ func TestTransportDialsNoBlockedAddress(t *testing.T) {
 				t.Errorf("classified as %+v", e)
 			}
 		})
+	}
+}
+
+// Nobody elsewhere sends us to this machine, by whatever name, nor over a connection
+// that was made before.
+func TestTransportComesNotBackHere(t *testing.T) {
+	elsewhere := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, r.URL.Query().Get("to"), http.StatusFound)
+	})
+	listener, err := net.Listen("tcp", "127.0.0.9:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := &httptest.Server{Listener: listener, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if to := r.URL.Query().Get("to"); to != "" {
+			http.Redirect(w, r, to, http.StatusFound)
+		}
+	})}}
+	here.Start()
+	t.Cleanup(here.Close)
+	tr := NewTransport(TransportConfig{})
+	tr.here = []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")} // of which the test has more than one
+	for _, tt := range []struct {
+		url string
+		ok  bool
+	}{
+		{here.URL, true}, // by request, and for us: there is a connection to it now
+		{elsewhere.URL + "?to=" + here.URL, false},
+		{elsewhere.URL + "?to=" + strings.Replace(here.URL, "127.0.0.9", "[::ffff:127.0.0.9]", 1), false},
+		{elsewhere.URL + "?to=" + elsewhere.URL + "?to=" + here.URL, false},
+		{here.URL + "?to=" + here.URL, true},
+		{here.URL + "?to=" + elsewhere.URL + "?to=" + here.URL, false},
+		{elsewhere.URL + "?to=" + elsewhere.URL + "?to=/", false}, // the control: a loop
+	} {
+		_, err := get(t, tr, tt.url)
+		_, blocked := errors.AsType[*BlockedError](err)
+		switch {
+		case tt.ok && err != nil:
+			t.Errorf("%s: %v", tt.url, err)
+		case !tt.ok && strings.HasSuffix(tt.url, "/"):
+			if blocked || err == nil {
+				t.Errorf("%s: error is %v, want that of a loop", tt.url, err)
+			}
+		case !tt.ok && !blocked:
+			t.Errorf("%s: error is %v, want a BlockedError", tt.url, err)
+		}
+	}
+	// A proxy may be here; what it dials is its own affair.
+	proxied := NewTransport(TransportConfig{Proxy: func(*http.Request) (*url.URL, error) { return url.Parse(here.URL) }})
+	proxied.here = tr.here
+	if _, err := get(t, proxied, "http://elsewhere.test/?to=http://third.test/"); err != nil {
+		t.Errorf("over a proxy that is here: %v", err)
 	}
 }
 

@@ -11,6 +11,10 @@
 // want without a pull secret counts as having those of the machine. What is
 // kept of a secret is a keyed hash.
 //
+// Agents that share a store fetch a reference once, too, even if they start at the same
+// instant: they take turns, and look again when theirs comes; see [store.Turn]. One that
+// dies, hangs or gets nothing from its server holds up no other.
+//
 // Pull policy Always pulls again for every resource version not seen before:
 // several resources may share a reference, each with its own version.
 //
@@ -43,9 +47,10 @@ type Config struct {
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 
-	Timeout time.Duration // bounds a fetch with all its tries; default 5m
-	Expiry  time.Duration // of modules nobody uses; default 24h, WASM_MODULE_EXPIRY
-	Purge   time.Duration // how often to look for those; default 1h, WASM_PURGE_INTERVAL
+	Timeout  time.Duration // bounds a fetch with all its tries; default 5m
+	Patience time.Duration // with another process that fetches the same and gets no further; default 5s
+	Expiry   time.Duration // of modules nobody uses; default 24h, WASM_MODULE_EXPIRY
+	Purge    time.Duration // how often to look for those; default 1h, WASM_PURGE_INTERVAL
 }
 
 // A Cache gets modules. It is made by [New].
@@ -57,11 +62,14 @@ type Cache struct {
 	flights map[flightKey]*flight // that can be joined
 	air     map[*flight]struct{}  // that are under way, joinable or given up
 	over    bool                  // Run has ended
+
+	running sync.WaitGroup // flights and what follows them; none begins when over
 }
 
 // New makes a Cache and registers its metrics.
 func New(cfg Config) *Cache {
 	cfg.Timeout = cmp.Or(cfg.Timeout, 5*time.Minute)
+	cfg.Patience = cmp.Or(cfg.Patience, 5*time.Second)
 	cfg.Expiry = cmp.Or(cfg.Expiry, 24*time.Hour)
 	cfg.Purge = cmp.Or(cfg.Purge, time.Hour)
 	return &Cache{
@@ -106,15 +114,11 @@ func (c *Cache) purge() {
 func (c *Cache) end() {
 	c.mu.Lock()
 	c.over = true
-	flights := make([]*flight, 0, len(c.air))
 	for f := range c.air {
 		f.cancel(errOver)
-		flights = append(flights, f)
 	}
 	c.mu.Unlock()
-	for _, f := range flights {
-		<-f.done
-	}
+	c.running.Wait()
 }
 
 // Get leases the module that w wants, fetching it if need be. The caller
@@ -226,12 +230,13 @@ func (c *Cache) start(ctx context.Context, k flightKey, w module.Want) *flight {
 	f := &flight{cancel: cancel, done: make(chan struct{})}
 	c.flights[k] = f
 	c.air[f] = struct{}{}
-	// Waited for by its callers, and by Run.
-	go func() {
+	c.running.Go(func() {
 		defer cancel(nil)
 		lease, err := c.fetch(ctx, k, w)
+		later := c.hold(lease)
 		c.land(k, f, lease, err)
-	}()
+		c.settle(later)
+	})
 	return f
 }
 
@@ -245,6 +250,24 @@ func (c *Cache) land(k flightKey, f *flight, lease *store.Lease, err error) {
 	if f.waiters == 0 {
 		lease.Release()
 	}
+}
+
+// hold is another lease on the same.
+func (c *Cache) hold(l *store.Lease) *store.Lease {
+	if l == nil {
+		return nil
+	}
+	again, _ := c.cfg.Store.Lease(l.Digest) // one that cannot be leased needs no settling
+	return again
+}
+
+// settle puts a module onto the disk when it is of use already: a disk takes as long for a
+// small one as the rest of its fetch.
+func (c *Cache) settle(l *store.Lease) {
+	if err := l.Sync(); err != nil {
+		c.cfg.Log.Warn("module not put onto the disk", "digest", l.Digest.String(), "error", err)
+	}
+	l.Release()
 }
 
 // leave is called by everyone who joined f, when done with it.
@@ -270,13 +293,30 @@ func (c *Cache) close(k flightKey, f *flight) {
 	}
 }
 
-// fetch asks for the module, stores it, and remembers what led to it.
+// fetch gets the module when no other process of those that share the store does.
 func (c *Cache) fetch(ctx context.Context, k flightKey, w module.Want) (*store.Lease, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout,
 		fmt.Errorf("not done within %v: %w", c.cfg.Timeout, context.DeadlineExceeded))
 	defer cancel()
+	turn, err := c.cfg.Store.Turn(ctx, k.ref, c.cfg.Patience)
+	defer turn.End()
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("fetch %s: wait for another process: %w", w.Ref, context.Cause(ctx))
+	case err != nil:
+		c.cfg.Log.Warn("others not kept from fetching the same", "reference", w.Ref.String(), "error", err)
+	case turn != nil:
+		if lease, err := c.stored(k); lease != nil || err != nil {
+			return lease, err
+		}
+	}
+	return c.download(ctx, k, w, turn)
+}
+
+// download asks for the module, stores it, and remembers what led to it.
+func (c *Cache) download(ctx context.Context, k flightKey, w module.Want, turn *store.Turn) (*store.Lease, error) {
 	start := time.Now()
-	h := &holder{store: c.cfg.Store}
+	h := &holder{store: c.cfg.Store, turn: turn}
 	last, _ := c.cfg.Store.Find(k.ref)
 	res, err := c.cfg.Fetcher.Fetch(ctx, fetch.Request{Want: w, Put: h.put, Source: last.Source, Known: h.known})
 	if err == nil && h.lease == nil {
@@ -301,6 +341,7 @@ func (c *Cache) fetch(ctx context.Context, k flightKey, w module.Want) (*store.L
 // that was found last.
 type holder struct {
 	store *store.Store
+	turn  *store.Turn // nil if none
 	lease *store.Lease
 }
 
@@ -310,9 +351,23 @@ func (h *holder) hold(l *store.Lease) {
 }
 
 func (h *holder) put(want module.Digest, r io.Reader) error {
-	l, err := h.store.Put(want, r)
+	l, err := h.store.Put(want, progressing{r, h.turn})
 	h.hold(l)
 	return err
+}
+
+// A progressing reader tells those who wait for the turn that it gets on.
+type progressing struct {
+	io.Reader
+	turn *store.Turn
+}
+
+func (p progressing) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	if n > 0 {
+		p.turn.Progress()
+	}
+	return n, err
 }
 
 func (h *holder) known(source string) bool {

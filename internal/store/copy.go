@@ -8,16 +8,17 @@ import (
 	"os"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/chandler-proxy/chandler/internal/module"
 )
 
 const (
-	chunkSize = 128 << 10 // bytes read at once
-	chunks    = 4         // that may be on their way
-	writeBack = 1 << 20   // bytes after which the kernel is asked to begin writing
+	chunkSize = 64 << 10 // bytes read at once
+	chunks    = 4        // that may be on their way
 )
+
+// buffers are the chunks of one copy.
+type buffers [chunks][chunkSize]byte
 
 // copy writes what r yields to tmp and returns its digest. Reading, which waits
 // for a network and unpacks, and hashing and writing go on beside each other.
@@ -29,8 +30,13 @@ func (s *Store) copy(tmp *os.File, r io.Reader) (module.Digest, error) {
 		out     = sink{file: tmp, hash: sha256.New()}
 		g       errgroup.Group
 	)
-	for range chunks {
-		written <- make([]byte, chunkSize)
+	b, _ := s.buffers.Get().(*buffers)
+	if b == nil {
+		b = new(buffers)
+	}
+	defer s.buffers.Put(b)
+	for i := range b {
+		written <- b[i][:]
 	}
 	g.Go(func() error {
 		defer close(read)
@@ -94,22 +100,12 @@ func fill(r io.Reader, b []byte) (n int, err error) {
 
 // A sink hashes and writes.
 type sink struct {
-	file   *os.File
-	hash   hash.Hash
-	offset int64 // written
-	begun  int64 // of it, handed to the disk
+	file *os.File
+	hash hash.Hash
 }
 
 func (s *sink) write(b []byte) error {
 	s.hash.Write(b) // never fails
-	if _, err := s.file.Write(b); err != nil {
-		return err
-	}
-	s.offset += int64(len(b))
-	if n := s.offset - s.begun; n >= writeBack {
-		// Only spares time when the file is synced; where it is not supported, that takes longer.
-		_ = unix.SyncFileRange(int(s.file.Fd()), s.begun, n, unix.SYNC_FILE_RANGE_WRITE)
-		s.begun = s.offset
-	}
-	return nil
+	_, err := s.file.Write(b)
+	return err
 }

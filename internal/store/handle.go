@@ -67,7 +67,7 @@ func (s *Store) Lease(d module.Digest) (*Lease, error) {
 	if h.err != nil {
 		return nil, h.err
 	}
-	return &Lease{Path: h.path, Digest: d, Size: h.size, release: func() { s.release(h) }}, nil
+	return &Lease{Path: h.path, Digest: d, Size: h.size, release: func() { s.release(h) }, sync: h.file.Sync}, nil
 }
 
 // acquire sets h's file, or its error; then it is h no one finds any more.

@@ -15,6 +15,17 @@ type Lease struct {
 
 	once    sync.Once
 	release func()
+	sync    func() error
+}
+
+// Sync puts the module onto the disk, which takes a disk's time. A module that is
+// fetched is of use before; see the package's guarantees. It may be called until the
+// lease is released, and on nil.
+func (l *Lease) Sync() error {
+	if l == nil || l.sync == nil {
+		return nil
+	}
+	return l.sync()
 }
 
 // Release gives the lease back. It may be called more than once, and on nil.

@@ -5,15 +5,19 @@
 // to be. Guarantees, for any number of processes of one user that share the
 // directory, and across crashes:
 //
-//   - A file is under its name only when all of it arrived, was hashed while it
-//     was written, and was synced.
+//   - A file is under its name only when all of it arrived and was hashed while it
+//     was written.
 //   - A leased file has the content of its digest. Size is compared when the
 //     store is opened; everything is hashed before the first lease in a process,
 //     and again whenever the file's inode, size or times have changed since. A
 //     file that fails is removed, as if it had never been there.
 //   - A leased file is not removed by [Store.Collect]. A lease holds a shared
 //     flock(2) on it; collecting needs an exclusive one. A dead process holds none.
-//   - What a crash left half written is removed by the next Open or Collect.
+//   - What a crash left half written is removed by the next Open or Collect; what a
+//     machine that lost power had not put on its disk, before the first lease. Files are
+//     synced by [Lease.Sync], after they are of use already, so that this is rare.
+//   - Of those who ask for a [Turn] at the same thing one has it, and a process that
+//     dies gives it back.
 //
 // Credentials are never stored, only a keyed hash; see [Store.Fingerprint].
 // Start at [Open], then [Store.Put] and [Store.Lease].
@@ -76,6 +80,8 @@ type Store struct {
 	handles map[module.Digest]*handle  // what this process has leased
 	known   map[module.Digest]identity // what it has verified
 	records map[string]Record          // by reference key
+
+	buffers sync.Pool // of *buffers
 }
 
 // Open makes dir a store, or opens the one that it is, and clears what a crash
@@ -167,13 +173,18 @@ func (s *Store) Fingerprint(secret []byte) string {
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-// removeLeftovers removes temporary files of writers that are no more.
+// removeLeftovers removes temporary files of writers, and turns of fetchers, that are
+// no more.
 func (s *Store) removeLeftovers() error {
-	names, err := filepath.Glob(filepath.Join(s.dir, ingestPrefix+"*"))
+	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ingestPrefix) && !strings.HasPrefix(e.Name(), turnPrefix) {
+			continue
+		}
+		name := filepath.Join(s.dir, e.Name())
 		f, err := os.Open(name)
 		if err != nil {
 			continue // another process cleared it
@@ -191,7 +202,8 @@ func (s *Store) removeLeftovers() error {
 
 // Put stores what r yields and leases it. Nothing is visible unless all of it
 // arrived and, where want is not zero, has that digest; otherwise nothing is
-// left on the disk. Errors of r are passed on; others are a *module.DigestError,
+// left on the disk. It need not be on the disk yet, but in the kernel's memory; see
+// [Lease.Sync]. Errors of r are passed on; others are a *module.DigestError,
 // a *TooLargeError, ErrFull, or the disk's.
 func (s *Store) Put(want module.Digest, r io.Reader) (*Lease, error) {
 	tmp, err := s.ingest()
@@ -208,7 +220,7 @@ func (s *Store) Put(want module.Digest, r io.Reader) (*Lease, error) {
 	if !want.IsZero() && got != want {
 		return nil, &module.DigestError{Want: want, Got: got}
 	}
-	if err := errors.Join(tmp.Chmod(0o444), tmp.Sync()); err != nil {
+	if err := tmp.Chmod(0o444); err != nil {
 		return nil, fmt.Errorf("store module: %w", diskError(err))
 	}
 	return s.reveal(tmp, got)

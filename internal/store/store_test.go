@@ -147,6 +147,28 @@ type neverEnding struct{}
 
 func (neverEnding) Read(p []byte) (int, error) { return len(p), nil }
 
+// A module is of use before it is on the disk, and is put there once it is.
+func TestSync(t *testing.T) {
+	s := open(t, t.TempDir())
+	l := put(t, s, "hello")
+	again, err := s.Lease(l.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Release()
+	if err := again.Sync(); err != nil {
+		t.Error(err)
+	}
+	again.Release()
+	if err := again.Sync(); err == nil {
+		t.Error("synced what was given back")
+	}
+	var none *Lease
+	if err := none.Sync(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPutKeepsTheFileThatOthersUse(t *testing.T) {
 	dir := t.TempDir()
 	l := put(t, open(t, dir), "hello")

@@ -3,11 +3,12 @@
 //
 // Agents fetch with it, and so do authors who push and pull: what one can reach, the
 // other can. It keeps nothing and decides nothing about modules. Credentials of the
-// machine are those that docker and podman keep; see [Keychain]. Start at [New].
+// machine are those that docker and podman keep; see [oci.Keychain]. Start at [New].
 package all
 
 import (
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -22,7 +23,7 @@ import (
 type Config struct {
 	Insecure  fetch.Hosts    // may be asked in plain text, or with a certificate nobody knows
 	Blocked   []netip.Prefix // never dialled, besides link-local and cloud metadata addresses
-	Keychain  authn.Keychain // default authn.DefaultKeychain
+	Keychain  authn.Keychain // default oci.Keychain of this process's environment
 	MaxModule int64          // bytes; default fetch.DefaultMaxModule
 	Tries     int            // of whatever may succeed later; default that of fetch.Retry
 	Timeout   time.Duration  // of one try; default that of fetch.Retry
@@ -34,7 +35,7 @@ type Config struct {
 // which knows the way for pushes, too.
 func New(cfg Config) (fetch.Retry, *oci.Fetcher) {
 	if cfg.Keychain == nil {
-		cfg.Keychain = authn.DefaultKeychain
+		cfg.Keychain = oci.Keychain("", os.LookupEnv)
 	}
 	transport := fetch.NewTransport(fetch.TransportConfig{Blocked: cfg.Blocked, Insecure: cfg.Insecure})
 	registries := oci.New(oci.Config{Transport: transport, Insecure: cfg.Insecure, Keychain: cfg.Keychain, MaxModule: cfg.MaxModule})

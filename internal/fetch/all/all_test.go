@@ -13,6 +13,12 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/chandler-proxy/chandler/internal/fetch"
 	"github.com/chandler-proxy/chandler/internal/module"
@@ -72,76 +78,65 @@ func TestNew(t *testing.T) {
 	}
 }
 
-func TestKeychain(t *testing.T) {
-	// Passwords say where they are from, in base64 as a:PASSWORD.
-	auths := func(key, basic string) string { return `{"auths": {"` + key + `": {"auth": "` + basic + `"}}}` }
-	const explicit, docker, podman = "YTpleHBsaWNpdA==", "YTpkb2NrZXI=", "YTpwb2RtYW4="
-	for _, tt := range []struct {
-		name  string
-		files map[string]string
-		file  string
-		env   []string // names, their values being the folder
-		want  string   // password, or a part of the error if it begins with an exclamation mark
-	}{
-		{name: "nothing"},
-		{name: "docker", files: map[string]string{".docker/config.json": auths("r.test", docker)}, want: "docker"},
-		{name: "podman in its configuration", files: map[string]string{".config/containers/auth.json": auths("r.test", podman)}, want: "podman"},
-		{name: "podman at run time", files: map[string]string{"run/containers/auth.json": auths("r.test", podman)}, want: "podman"},
-		{name: "docker's for another hides none", files: map[string]string{
-			".docker/config.json": auths("other.test", docker), "run/containers/auth.json": auths("r.test", podman)}, want: "podman"},
-		{name: "by namespace", files: map[string]string{"run/containers/auth.json": auths("r.test/team", podman)}, want: "podman"},
-		{name: "the variable goes first", files: map[string]string{
-			"auth.json": auths("r.test", explicit), ".docker/config.json": auths("r.test", docker)}, env: []string{"REGISTRY_AUTH_FILE"}, want: "explicit"},
-		{name: "the variable's has none", files: map[string]string{
-			"auth.json": `{}`, ".docker/config.json": auths("r.test", docker)}, env: []string{"REGISTRY_AUTH_FILE"}, want: "docker"},
-		{name: "the variable's is broken", files: map[string]string{"auth.json": `{"auths": {"r.test": "tell-nobody"`}, env: []string{"REGISTRY_AUTH_FILE"},
-			want: "!auth.json has no credentials as podman login writes them"},
-		{name: "a file that is named", files: map[string]string{
-			"auth.json": auths("r.test", explicit), ".docker/config.json": auths("r.test", docker)}, file: "auth.json", want: "explicit"},
-		{name: "and no other", files: map[string]string{
-			"auth.json": auths("other.test", explicit), ".docker/config.json": auths("r.test", docker)}, file: "auth.json"},
-		{name: "named, but not there", file: "auth.json", want: "!auth.json: no such file"},
-		{name: "named, but empty", files: map[string]string{"auth.json": `{}`}, file: "auth.json", want: "!no credentials"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			dir := t.TempDir()
-			for name, text := range tt.files {
-				path := filepath.Join(dir, name)
-				if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			for name, value := range map[string]string{"HOME": dir, "XDG_RUNTIME_DIR": filepath.Join(dir, "run"), "XDG_CONFIG_HOME": "", "DOCKER_CONFIG": filepath.Join(dir, ".docker"), "REGISTRY_AUTH_FILE": ""} {
-				t.Setenv(name, value)
-			}
-			for _, name := range tt.env {
-				t.Setenv(name, filepath.Join(dir, "auth.json"))
-			}
-			file := tt.file
-			if file != "" {
-				file = filepath.Join(dir, file)
-			}
-			repo, err := name.NewRepository("r.test/team/plugin")
-			if err != nil {
-				t.Fatal(err)
-			}
-			auth, err := Keychain(file, os.LookupEnv).Resolve(repo)
-			if want, ok := strings.CutPrefix(tt.want, "!"); ok {
-				if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "tell-nobody") {
-					t.Errorf("Resolve = %v, want an error with %q", err, want)
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			config, err := authn.Authorization(t.Context(), auth)
-			if err != nil || config.Password != tt.want {
-				t.Errorf("password is %q, %v, want %q", config.Password, err, tt.want)
-			}
+// What fetches has the credentials that docker and podman left, as has what pushes.
+func TestNewKeychain(t *testing.T) {
+	wasm, err := os.ReadFile(filepath.Join("..", "..", "..", "plugins", "testdata", "noop.wasm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := registry.New()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "ada" || password != "secret" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="r"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		open.ServeHTTP(w, r)
+	}))
+	defer s.Close()
+	host := strings.TrimPrefix(s.URL, "http://")
+	tag, err := name.NewTag(host + "/noop:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.OCIManifestSchema1), static.NewLayer(wasm, "application/vnd.module.wasm.content.layer.v1+wasm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(tag, image, remote.WithAuth(&authn.Basic{Username: "ada", Password: "secret"})); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := module.ParseRef("oci://"+tag.String(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	dir := t.TempDir()
+	for name, value := range map[string]string{"HOME": dir, "XDG_RUNTIME_DIR": dir, "XDG_CONFIG_HOME": "", "DOCKER_CONFIG": "", "REGISTRY_AUTH_FILE": "", "DOCKER_AUTH_CONFIG": ""} {
+		t.Setenv(name, value)
+	}
+	fetched := func() error {
+		retry, _ := New(Config{})
+		_, err := retry.Fetch(t.Context(), fetch.Request{
+			Want: module.Want{Ref: ref},
+			Put:  func(_ module.Digest, r io.Reader) error { _, err := io.Copy(io.Discard, r); return err },
 		})
+		return err
+	}
+	if e, ok := errors.AsType[*fetch.Error](fetched()); !ok || e.Kind != fetch.Denied {
+		t.Errorf("without a login: %v", e)
+	}
+	// Docker's file, there for another registry, does not hide podman's.
+	for file, text := range map[string]string{
+		".docker/config.json":  `{"auths":{"other.test":{"auth":"YTpi"}}}`,
+		"containers/auth.json": `{"auths":{"` + host + `":{"auth":"YWRhOnNlY3JldA=="}}}`,
+	} {
+		path := filepath.Join(dir, file)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := fetched(); err != nil {
+		t.Errorf("after podman login: %v", err)
 	}
 }

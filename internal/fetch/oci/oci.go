@@ -2,8 +2,8 @@
 //
 // It takes every image form that Istio does, and what users push besides; see
 // chooseLayer. Registries are asked as docker does: HTTPS, credentials from the
-// pull secret of the plugin or else from the machine's docker configuration,
-// token services where a registry has one. Plain HTTP is only for registries
+// pull secret of the plugin or else from what docker and podman left on the
+// machine, token services where a registry has one. Plain HTTP is only for registries
 // listed as insecure and for this machine itself; a private address is no
 // reason.
 //
@@ -51,21 +51,27 @@ type Config struct {
 	Transport http.RoundTripper
 	// Insecure lists registries that may be asked over plain HTTP.
 	Insecure fetch.Hosts
-	// Keychain has the credentials for wants without a pull secret, as
-	// authn.DefaultKeychain, which reads docker's and podman's files and runs
-	// credential helpers. Nil is none.
+	// Keychain has the credentials for wants without a pull secret, such as
+	// those that [Keychain] finds on this machine. Nil is none.
 	Keychain authn.Keychain
 	// MaxModule bounds modules, in bytes; default fetch.DefaultMaxModule.
 	MaxModule int64
 }
 
-// A Fetcher fetches from registries.
-type Fetcher struct{ cfg Config }
+// A Fetcher fetches from registries. It remembers for some minutes over which scheme a
+// registry is asked, what it wants of those who ask, and tokens, for the credentials for
+// which it got them and no others. What failed is not remembered, and what is remembered
+// is asked for again when it does not work any more.
+type Fetcher struct {
+	cfg        Config
+	challenges memory[string, *transport.Challenge] // by registry
+	tokens     memory[tokenKey, *transport.Token]
+}
 
 // New makes a Fetcher.
 func New(cfg Config) *Fetcher {
 	cfg.MaxModule = cmp.Or(cfg.MaxModule, fetch.DefaultMaxModule)
-	return &Fetcher{cfg}
+	return &Fetcher{cfg: cfg}
 }
 
 // Fetch implements fetch.Fetcher. A Result's Source is the digest of the
@@ -103,23 +109,41 @@ func inManifest(err error) error {
 type session struct {
 	req    *fetch.Request
 	ref    name.Reference
+	login  *login
 	client *http.Client
 	max    int64 // bytes of a module
 }
 
 func (f *Fetcher) open(ctx context.Context, r fetch.Request) (*session, error) {
-	ref, rt, err := f.Connect(ctx, r.Ref, r.Secret, transport.PullScope)
+	ref, l, err := f.login(ctx, r.Ref, r.Secret, transport.PullScope)
 	if err != nil {
 		return nil, err
 	}
-	return &session{&r, ref, &http.Client{Transport: rt}, f.cfg.MaxModule}, nil
+	rt, err := l.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &session{&r, ref, l, &http.Client{Transport: rt}, f.cfg.MaxModule}, nil
 }
 
 // Connect finds an authenticated way to the repository of an image, to pull
 // from it or to push: the actions are transport.PullScope or PushScope. What
-// pushes goes the same way as what fetches; it needs no wrapping, and no
-// credentials besides. Errors are of type *fetch.Error.
+// pushes goes the same way as what fetches, but that nothing is remembered; it
+// needs no wrapping, and no credentials besides. Errors are of type *fetch.Error.
 func (f *Fetcher) Connect(ctx context.Context, image module.Ref, secret []byte, actions string) (name.Reference, http.RoundTripper, error) {
+	ref, l, err := f.login(ctx, image, secret, actions)
+	if err != nil {
+		return nil, nil, err
+	}
+	rt, err := transport.NewWithContext(ctx, l.repo.Registry, l.auth(), l.way, []string{l.scope})
+	if err != nil {
+		return nil, nil, l.way.explain(err)
+	}
+	return ref, rt, nil
+}
+
+// login is who asks for an image, and whom.
+func (f *Fetcher) login(ctx context.Context, image module.Ref, secret []byte, actions string) (name.Reference, *login, error) {
 	registry, _, _ := strings.Cut(image.Target(), "/")
 	plain := f.cfg.Insecure.Has(registry) || isLoopback(registry)
 	var opts []name.Option
@@ -130,16 +154,14 @@ func (f *Fetcher) Connect(ctx context.Context, image module.Ref, secret []byte, 
 	if err != nil {
 		return nil, nil, &fetch.Error{Err: err}
 	}
-	auth, err := f.authenticate(ctx, secret, ref.Context())
+	cfg, err := f.credentials(ctx, secret, ref.Context())
 	if err != nil {
-		return nil, nil, &fetch.Error{Kind: fetch.Denied, Err: err}
+		return nil, nil, err
 	}
-	way := &way{next: f.cfg.Transport, plain: plain}
-	rt, err := transport.NewWithContext(ctx, ref.Context().Registry, auth, way, []string{ref.Scope(actions)})
-	if err != nil {
-		return nil, nil, way.explain(err)
-	}
-	return ref, rt, nil
+	return ref, &login{
+		f: f, repo: ref.Context(), scope: ref.Scope(actions), cfg: cfg,
+		way: &way{next: f.cfg.Transport, plain: plain, registry: ref.Context().RegistryStr()},
+	}, nil
 }
 
 // authenticate finds the credentials: the secret's if there is one, and then
@@ -177,14 +199,25 @@ func isLoopback(registry string) bool {
 // first, then on its own HTTP at this machine, at listed registries and at
 // private addresses; the last we refuse.
 type way struct {
-	next  http.RoundTripper
-	plain bool // HTTP is allowed
+	next     http.RoundTripper
+	plain    bool // HTTP is allowed
+	registry string
+	scheme   string // that the registry is asked over, whatever a request says; empty if that is open
 
 	mu          sync.Mutex
 	http, https error // the last one over each
 }
 
+// to is w over one scheme, or again over either.
+func (w *way) to(scheme string) *way {
+	return &way{next: w.next, plain: w.plain, registry: w.registry, scheme: scheme}
+}
+
 func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
+	if w.scheme != "" && r.URL.Host == w.registry && r.URL.Scheme != w.scheme {
+		r = r.Clone(r.Context())
+		r.URL.Scheme = w.scheme
+	}
 	secure := r.URL.Scheme == "https"
 	if !secure && !w.plain {
 		return nil, errPlain
@@ -234,6 +267,20 @@ var accept = strings.Join([]string{
 
 // do asks for part of the repository. A status other than 200 is an error.
 func (s *session) do(ctx context.Context, method, kind, id string) (*http.Response, error) {
+	resp, err := s.send(ctx, method, kind, id)
+	if err == nil || ctx.Err() != nil || !s.login.mayBeStale(resp) {
+		return resp, err
+	}
+	rt, err := s.login.enterAnew(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.client = &http.Client{Transport: rt}
+	return s.send(ctx, method, kind, id)
+}
+
+// send sends a request. If there was an answer, it is returned also with an error.
+func (s *session) send(ctx context.Context, method, kind, id string) (*http.Response, error) {
 	repo := s.ref.Context()
 	u := url.URL{Scheme: repo.Scheme(), Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/" + kind + "/" + id}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
@@ -249,7 +296,7 @@ func (s *session) do(ctx context.Context, method, kind, id string) (*http.Respon
 	}
 	if err := transport.CheckError(resp, http.StatusOK); err != nil {
 		resp.Body.Close()
-		return nil, classifyStatus(err, resp.Header)
+		return resp, classifyStatus(err, resp.Header)
 	}
 	return resp, nil
 }
@@ -331,19 +378,24 @@ func (s *session) image(ctx context.Context) (Image, error) {
 		return Image{}, &fetch.Error{Kind: fetch.Checksum, Err: &module.DigestError{Want: pin, Got: i.Source}}
 	}
 	if i.MediaType != types.OCIManifestSchema1 && i.MediaType != types.DockerManifestSchema2 {
-		return Image{}, &fetch.Error{Kind: fetch.NotModule, Err: fmt.Errorf("media type %q is not an image's", i.MediaType)}
+		return Image{}, &fetch.Error{Kind: fetch.NotModule, Err: fmt.Errorf("media type %.100q is not an image's", i.MediaType)}
 	}
 	if err := json.Unmarshal(data, &i.Manifest); err != nil {
-		return Image{}, &fetch.Error{Err: fmt.Errorf("parse: %w", err)}
+		return Image{}, malformed("manifest", err)
 	}
 	return i, nil
+}
+
+// malformed is an error of parsing what a registry sent, of which it may quote any length.
+func malformed(what string, err error) error {
+	return &fetch.Error{Err: fmt.Errorf("parse %s: %.300v", what, err)}
 }
 
 // fromIndex gets the image of an index that has the module.
 func (s *session) fromIndex(ctx context.Context, data []byte) ([]byte, types.MediaType, module.Digest, error) {
 	var index v1.IndexManifest
 	if err := json.Unmarshal(data, &index); err != nil {
-		return nil, "", module.Digest{}, &fetch.Error{Err: fmt.Errorf("parse index: %w", err)}
+		return nil, "", module.Digest{}, malformed("index", err)
 	}
 	d, err := chooseManifest(&index)
 	if err != nil {
