@@ -48,6 +48,7 @@ type Document struct {
 	// traffic, such as Deployment: they are accepted and left out.
 	Object   Object
 	Problems []Problem
+	Lines    *Lines // of the file; the same for all of its documents
 }
 
 // Decode returns the valid resources of a file and the problems of the others,
@@ -89,6 +90,10 @@ func (d *Decoder) Documents(file string, data []byte) []Document {
 	}
 	slices.SortStableFunc(documents, func(a, b Document) int { return cmp.Compare(a.Line, b.Line) })
 	refuseRepeated(file, documents)
+	lines := newLines(data)
+	for i := range documents {
+		documents[i].Lines = lines
+	}
 	return documents
 }
 

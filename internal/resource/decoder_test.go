@@ -290,6 +290,49 @@ func TestDocuments(t *testing.T) {
 	}
 }
 
+func TestLines(t *testing.T) {
+	const file = `{apiVersion: v1, kind: ConfigMap, metadata: {name: c}}
+---
+apiVersion: v1
+kind: List
+items:
+- apiVersion: extensions.istio.io/v1alpha1
+  kind: WasmPlugin
+  metadata:
+    name: a
+    labels: {a.b/c: d}
+  spec:
+    url: oci://r.example/a
+    vmConfig:
+      env:
+      - name: A
+        value: x
+      - name: B
+        value: z
+`
+	documents := NewDecoder().Documents("f.yaml", []byte(file))
+	d := documents[len(documents)-1]
+	if d.Object == nil {
+		t.Fatal(d.Problems)
+	}
+	for field, want := range map[string]int{
+		"":                          6,
+		"nowhere":                   6,
+		"spec.url":                  12,
+		"spec.vmConfig.env[1].name": 17,
+		"spec.vmConfig.env[1].deep": 17, // as far as it is there
+		"spec.vmConfig.env[7]":      14,
+		"metadata.labels[a.b/c]":    10,
+	} {
+		if got := d.Lines.Field(d.Line, field); got != want {
+			t.Errorf("%q is at line %d, want %d", field, got, want)
+		}
+	}
+	if got := (*Lines)(nil).Field(3, "spec"); got != 3 {
+		t.Errorf("without lines: %d, want that of the document", got)
+	}
+}
+
 // A file cannot make Decode work or report without bound.
 func TestDecodeBounds(t *testing.T) {
 	bomb := "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
@@ -401,6 +444,9 @@ func FuzzDecode(f *testing.F) {
 				if len(document.Problems) > 0 || KeyOf(o) != document.Key || document.Key.Name == "" || o.GetResourceVersion() == "" {
 					t.Errorf("object %v of %v with problems %v", KeyOf(o), document.Key, document.Problems)
 				}
+			}
+			if line := document.Lines.Field(document.Line, "spec.match[0].mode"); line < 0 || line > lines+1 {
+				t.Errorf("a field at line %d of %d", line, lines)
 			}
 			for _, p := range document.Problems {
 				if p.Line < 0 || p.Line > lines+1 || p.Message == "" {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 	structuralschema "k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
@@ -68,6 +69,39 @@ func cutIndex(path string) (i int, rest string, ok bool) {
 	return i, strings.TrimPrefix(rest, "."), found && closed && err == nil && i >= 0
 }
 
+// Lines tells where in a file fields are. It keeps the file, and reads it again only
+// if it is asked. Safe for concurrent use.
+type Lines struct {
+	documents func() map[int]*yaml.Node // by the line where each begins
+}
+
+func newLines(data []byte) *Lines {
+	return &Lines{documents: sync.OnceValue(func() map[int]*yaml.Node {
+		nodes, _ := parse(data)
+		documents := make(map[int]*yaml.Node, len(nodes))
+		for len(nodes) > 0 {
+			n := nodes[0]
+			nodes = append(nodes[1:], listItems(n)...)
+			documents[n.Line] = n
+		}
+		return documents
+	})}
+}
+
+// Field is the line of field, or of as much of its path as is there, in the document
+// that begins at line document; that line if there is nothing of the field. l may be nil.
+func (l *Lines) Field(document int, field string) int {
+	if l == nil || field == "" {
+		return document
+	}
+	n := l.documents()[document]
+	if n == nil {
+		return document
+	}
+	_, line, _ := locate(n, field)
+	return cmp.Or(line, document)
+}
+
 // A shape is what fields a resource may have, for finding the one that was meant.
 type shape interface {
 	// fields are the names of the fields right below.
@@ -122,13 +156,15 @@ func find(s shape, name string) string {
 	return ""
 }
 
-// A goShape is the shape of a Go type that is decoded from JSON.
-type goShape struct{ reflect.Type }
+// A goShape is the shape of a Go type that is decoded from JSON. The type is not
+// embedded: with its method MethodByName in reach the linker would keep every method
+// of every type, half of the program.
+type goShape struct{ of reflect.Type }
 
 func shapeOf(v any) shape { return goShape{reflect.TypeOf(v)} }
 
 func (s goShape) structure() reflect.Type {
-	t := s.Type
+	t := s.of
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}

@@ -114,11 +114,15 @@ func fieldFindings(errs field.ErrorList) []finding {
 	return findings
 }
 
-// fieldOf is the path of the field that err is about. That of a oneOf is in its
-// detail only: "spec" must validate one and only one schema.
+// fieldOf is the path of the field that err is about. That of a number which is too
+// large for its type, and that of a oneOf, are in its detail only: must be of type
+// integer with format int32 in spec.priority; "spec" must validate one and only one schema.
 func fieldOf(err *field.Error) string {
 	if err.Field != "" && err.Field != "<nil>" {
 		return err.Field
+	}
+	if _, path, ok := strings.Cut(err.Detail, " in "); ok && strings.Contains(err.Detail, " must be of type ") {
+		return path
 	}
 	quoted, _, _ := strings.Cut(err.Detail, " must validate ")
 	path, _ := strconv.Unquote(quoted)

@@ -10,6 +10,8 @@ import (
 	"context"
 	"maps"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
 
@@ -21,6 +23,9 @@ type Snapshot struct {
 	// Problems is what could not be taken. Where a resource was valid before,
 	// its last valid form is still among Objects.
 	Problems []resource.Problem
+	// Refused are the objects that Problems is about, of sources that tell one state
+	// of an object from another, in no particular order.
+	Refused []Refused
 	// Places is where objects were written, for sources that know. What is found
 	// wrong with a valid object later is told with it; see [Snapshot.Locate].
 	Places map[resource.Key]Place
@@ -30,10 +35,19 @@ type Snapshot struct {
 	Unread bool
 }
 
+// A Refused object is there and is not valid as it is now. What it was before may
+// still be among the Objects.
+type Refused struct {
+	Key        resource.Key
+	UID        types.UID
+	Generation int64 // that was refused
+}
+
 // A Place is where an object is written.
 type Place struct {
-	File string
-	Line int // where it begins, 1-based
+	File  string
+	Line  int             // where it begins, 1-based
+	Lines *resource.Lines // of the file; nil if it is not known where fields are
 }
 
 // Locate returns problems with the files and lines of the objects that they are
@@ -48,7 +62,7 @@ func (s Snapshot) Locate(problems []resource.Problem) []resource.Problem {
 	for i, p := range problems {
 		if p.File == "" {
 			place := s.Places[keys[p.About()]]
-			p.File, p.Line = place.File, place.Line
+			p.File, p.Line = place.File, place.Lines.Field(place.Line, p.Field)
 		}
 		out[i] = p
 	}

@@ -304,7 +304,7 @@ func (r *reading) merge() source.Snapshot {
 				continue
 			}
 			taken[p.key()] = fmt.Sprintf("%s:%d", f.path, p.line)
-			snapshot.Places[p.key()] = source.Place{File: f.path, Line: p.line}
+			snapshot.Places[p.key()] = source.Place{File: f.path, Line: p.line, Lines: p.lines}
 			snapshot.Objects = append(snapshot.Objects, p.object)
 		}
 	}

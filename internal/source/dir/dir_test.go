@@ -342,7 +342,8 @@ func TestWays(t *testing.T) {
 			write(t, dir+"/f.yaml", plugin("a", "v1"))
 			w := watch(t, dir, "f.yaml")
 			w.only("a v1")
-			write(t, dir+"/f.yaml", plugin("a", "v2")+strings.Repeat("#", resource.MaxFile))
+			write(t, dir+"/.f.yaml.swp", plugin("a", "v2")+strings.Repeat("#", resource.MaxFile))
+			rename(t, dir+"/.f.yaml.swp", dir+"/f.yaml") // half of it would be valid
 			w.only("a v1", "f.yaml: larger than 4 MiB")
 		},
 		"in two files": func(t *testing.T, dir string) {

@@ -40,6 +40,7 @@ func (c content) equal(d content) bool {
 type placed struct {
 	object resource.Object
 	line   int
+	lines  *resource.Lines
 }
 
 func (p placed) key() resource.Key { return resource.KeyOf(p.object) }
@@ -62,7 +63,7 @@ func (f *file) decoded(documents []resource.Document) content {
 	var c content
 	for _, d := range documents {
 		if d.Object != nil {
-			c.placed = append(c.placed, placed{d.Object, d.Line})
+			c.placed = append(c.placed, placed{d.Object, d.Line, d.Lines})
 		}
 		c.problems = append(c.problems, d.Problems...)
 	}

@@ -123,6 +123,9 @@ func (s *set) appendTo(snapshot *source.Snapshot) {
 	}
 	for _, i := range s.items {
 		snapshot.Problems = append(snapshot.Problems, i.problems...)
+		if len(i.problems) > 0 {
+			snapshot.Refused = append(snapshot.Refused, i.refused)
+		}
 		if i.object != nil {
 			snapshot.Objects = append(snapshot.Objects, i.object)
 		}

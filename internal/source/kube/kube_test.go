@@ -367,6 +367,13 @@ func TestInvalidObject(t *testing.T) {
 			t.Errorf("problem of %s:%d, want no place", p.File, p.Line)
 		}
 	}
+	never := source.Refused{
+		Key: resource.Key{Group: "extensions.istio.io", Kind: "WasmPlugin", Namespace: "apps", Name: "never"},
+		UID: first.Refused[0].UID, Generation: 1,
+	}
+	if len(first.Refused) != 1 || first.Refused[0] != never || never.UID == "" {
+		t.Errorf("refused = %v, want %v", first.Refused, never)
+	}
 	c.Put(t, plugin("p", "phase: LATE"))
 	broken := s.until(func(s source.Snapshot) bool { return told(s, "apps/p") != nil })
 	if find(broken, "WasmPlugin", "p") != find(first, "WasmPlugin", "p") {
@@ -375,10 +382,17 @@ func TestInvalidObject(t *testing.T) {
 	if p := told(broken, "apps/p"); !strings.Contains(p.Mend, "stays in force") {
 		t.Errorf("problem = %v, want it to say what is in force", p)
 	}
+	if i := slices.IndexFunc(broken.Refused, func(r source.Refused) bool { return r.Key.Name == "p" }); i < 0 || broken.Refused[i].Generation != 2 {
+		t.Errorf("refused = %v, want generation 2 of p among them", broken.Refused)
+	}
+	c.Put(t, plugin("p", "phase: LATE", "priority: 7")) // wrong in the same way: a status is about the newest
+	s.until(func(s source.Snapshot) bool {
+		return slices.ContainsFunc(s.Refused, func(r source.Refused) bool { return r.Key.Name == "p" && r.Generation == 3 })
+	})
 	c.Put(t, plugin("p", "phase: AUTHN"))
-	s.until(func(s source.Snapshot) bool { return told(s, "apps/p") == nil })
+	s.until(func(s source.Snapshot) bool { return told(s, "apps/p") == nil && len(s.Refused) == 1 })
 	c.Delete(t, plugin("never"))
-	s.until(func(s source.Snapshot) bool { return len(s.Problems) == 0 })
+	s.until(func(s source.Snapshot) bool { return len(s.Problems) == 0 && len(s.Refused) == 0 })
 }
 
 // What status is written about is the resource that was read.

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/chandler-proxy/chandler/internal/resource"
+	"github.com/chandler-proxy/chandler/internal/source"
 )
 
 // A set is what the API server holds of one kind, or the one Secret that it is
@@ -34,6 +35,7 @@ type item struct {
 	from     origin
 	object   resource.Object // last valid form; nil if there is none
 	problems []resource.Problem
+	refused  source.Refused // what problems are about; zero if there are none
 }
 
 // An origin tells one state of an object at the API server from another.
@@ -50,7 +52,7 @@ func originOf(o metav1.Object) origin {
 
 // same reports whether nobody can tell a snapshot with a from one with b.
 func (a item) same(b item) bool {
-	return a.object == b.object && slices.Equal(a.problems, b.problems)
+	return a.object == b.object && a.refused == b.refused && slices.Equal(a.problems, b.problems)
 }
 
 func nameOf(o metav1.Object) types.NamespacedName {
@@ -148,6 +150,12 @@ func (s *set) make(o metav1.Object) item {
 	} else {
 		next.object, next.problems = s.decoded(o.(*unstructured.Unstructured), old)
 	}
+	if len(next.problems) > 0 {
+		next.refused = source.Refused{
+			Key: resource.Key{Group: s.Group, Kind: s.name, Namespace: o.GetNamespace(), Name: o.GetName()},
+			UID: from.uid, Generation: from.generation,
+		}
+	}
 	return next
 }
 
@@ -184,7 +192,9 @@ func (s *set) decoded(o *unstructured.Unstructured, old item) (resource.Object, 
 	}
 	objects, problems := s.decoder.Decode("", data)
 	for i := range problems {
-		problems[i].Line = 0 // of what nobody wrote
+		p := s.problem(o, problems[i].Message) // the decoder may not have come to the name
+		p.Field, p.Mend = problems[i].Field, problems[i].Mend
+		problems[i] = p
 		if old.object != nil {
 			problems[i].Mend = join(problems[i].Mend, "until then it stays in force as it was before")
 		}
