@@ -19,12 +19,15 @@ E2E_KUBE  := ./test/kube ./test/kubernetes
 E2E        = $(filter-out $(E2E_API) $(E2E_KUBE),$(call tests,'^//go:build e2e$$'))
 
 # The end-to-end tests that are not about an Envoy process; they are run on the engine too.
-ON_ENGINE := TestAgentStopped|TestControl|TestImages|TestPull|TestHTTP|TestFailing|TestPlugins|TestModule|TestDeleted|TestMany|TestFiles|TestGateway|TestSidecar|TestNetwork|TestOrder
+ON_ENGINE := TestAgentStopped|TestAgentSignals|TestControl|TestImages|TestPull|TestHTTP|TestFailing|TestPlugins|TestModule|TestDeleted|TestMany|TestFiles|TestGateway|TestSidecar|TestNetwork|TestOrder
 
 # One compilation, with these, serves the binary, the linters and the end-to-end
 # tests; only the race detector needs another.
+# grpcnotrace leaves out gRPC's debug pages, and with them a fifth of the binary: the
+# linker keeps every method of every type where one is looked up by name.
 export CGO_ENABLED := 0
-export GOFLAGS     := $(GOFLAGS) -trimpath
+export GOFLAGS     := $(GOFLAGS) -trimpath -tags=grpcnotrace
+E2E_TAGS           := e2e,grpcnotrace
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -71,15 +74,15 @@ e2e: build envoy kube ## end-to-end tests: real Envoy, real registries, a real K
 # Those that use this machine's ports, one package at a time.
 e2e-machine:
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
-		$(GO) test -tags e2e -count 1 -p 1 -timeout 20m $(E2E)
+		$(GO) test -tags $(E2E_TAGS) -count 1 -p 1 -timeout 20m $(E2E)
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) CHANDLER_E2E_PROXY=engine \
-		$(GO) test -tags e2e -count 1 -timeout 10m -run '$(ON_ENGINE)' ./test/e2e
+		$(GO) test -tags $(E2E_TAGS) -count 1 -timeout 10m -run '$(ON_ENGINE)' ./test/e2e
 
 # Those in networks of their own.
 e2e-cluster:
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
-		$(GO) test -tags e2e -count 1 -p 1 -timeout 20m $(E2E_KUBE)
-	$(GO) run ./test/kube/within $(GO) test -tags e2e -count 1 -p 1 -timeout 10m $(E2E_API)
+		$(GO) test -tags $(E2E_TAGS) -count 1 -p 1 -timeout 20m $(E2E_KUBE)
+	$(GO) run ./test/kube/within $(GO) test -tags $(E2E_TAGS) -count 1 -p 1 -timeout 10m $(E2E_API)
 
 kube: ## build the Kubernetes that tests use into .tools, unless it is there
 	test/kube/build.sh $(KUBE)
@@ -91,13 +94,13 @@ images: build envoy ## build the images chandler and chandler-proxy with buildah
 
 bench: build envoy kube ## benchmarks
 	CHANDLER_BIN=$(CURDIR)/bin/chandler CHANDLER_ENVOY=$(ENVOY) \
-		$(GO) test -tags e2e -p 1 -run '^$$' -bench . -timeout 30m ./bench/... | awk -f bench/table.awk
+		$(GO) test -tags $(E2E_TAGS) -p 1 -run '^$$' -bench . -timeout 30m ./bench/... | awk -f bench/table.awk
 
 lint: ## gofmt, go vet, staticcheck and the layers of the packages
 	@out=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
 		test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
-	$(GO) vet -tags e2e ./...
-	$(GO) tool staticcheck -tags e2e ./...
+	$(GO) vet -tags $(E2E_TAGS) ./...
+	$(GO) tool staticcheck -tags $(E2E_TAGS) ./...
 	$(GO) test ./internal
 
 generate: ## write generated files again

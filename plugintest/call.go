@@ -1,6 +1,7 @@
 package plugintest
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -61,24 +62,32 @@ func (p *Plugin) Call(upstream string) *Call {
 			return c
 		}
 	}
-	p.t.Fatalf("the plugin waits for no HTTP call to %s", upstream)
+	p.t.Fatalf("the plugin waits for no HTTP call to %s%s", upstream, p.waitsFor())
 	return nil
 }
 
-// pending is how many calls the plugin waits for.
-func (p *Plugin) pending() int {
-	n := 0
+// pending are those whose answers the plugin waits for.
+func (p *Plugin) pending() []string {
+	var all []string
 	for _, c := range p.calls {
 		if c.Waiting() {
-			n++
+			all = append(all, c.Upstream)
 		}
 	}
 	for _, c := range p.grpcCalls {
 		if c.Waiting() {
-			n++
+			all = append(all, c.Upstream)
 		}
 	}
-	return n
+	return all
+}
+
+// waitsFor says so.
+func (p *Plugin) waitsFor() string {
+	if all := p.pending(); len(all) > 0 {
+		return fmt.Sprintf("; it waits for calls to %q", all)
+	}
+	return ""
 }
 
 // A GRPCCall is a gRPC call that the plugin makes, or a stream that it opens.
@@ -154,7 +163,7 @@ func (p *Plugin) GRPCCall(upstream string) *GRPCCall {
 			return c
 		}
 	}
-	p.t.Fatalf("the plugin waits for no gRPC call to %s", upstream)
+	p.t.Fatalf("the plugin waits for no gRPC call to %s%s", upstream, p.waitsFor())
 	return nil
 }
 

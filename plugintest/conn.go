@@ -5,7 +5,9 @@ import (
 	"github.com/chandler-proxy/chandler/internal/proxywasm"
 )
 
-// A Conn is a connection of a client to a server, through the plugin.
+// A Conn is a connection of a client to a server, through the plugin, step by step. Each
+// side sends what it likes until it closes; what either sends after the connection is
+// closed is dropped.
 type Conn struct {
 	p          *Plugin
 	tcp        *proxywasm.TCP
@@ -16,8 +18,11 @@ type Conn struct {
 	held               []byte // what came before the plugin took the connection
 	heldEnd            bool
 	opened             bool // the plugin took the connection
+	paused             bool // it holds back what the client sent
 	resumed            bool
 	closing            bool // the plugin said so
+	clientEnd          bool // the client sends no more
+	serverEnd          bool // the server sends no more
 	closed             bool
 }
 
@@ -39,6 +44,9 @@ func (p *Plugin) Connect(properties map[string]any) *Conn {
 // Send is the client sending data. Until the plugin takes the connection it waits.
 func (c *Conn) Send(data string) {
 	c.p.t.Helper()
+	if c.clientEnd && !c.closed {
+		c.p.t.Fatal("the client has closed its side")
+	}
 	c.fromClient([]byte(data), false)
 	c.p.settle()
 }
@@ -46,10 +54,10 @@ func (c *Conn) Send(data string) {
 // Reply is the server sending data.
 func (c *Conn) Reply(data string) {
 	c.p.t.Helper()
-	if !c.closed {
-		out, _ := c.tcp.OnUpstreamData([]byte(data), false)
-		c.toClient = append(c.toClient, out...)
+	if c.serverEnd && !c.closed {
+		c.p.t.Fatal("the server has closed its side")
 	}
+	c.fromServer([]byte(data), false)
 	c.p.settle()
 }
 
@@ -59,30 +67,72 @@ func (c *Conn) fromClient(data []byte, end bool) {
 	case !c.opened:
 		c.held, c.heldEnd = append(c.held, data...), end
 	default:
-		out, _ := c.tcp.OnDownstreamData(data, end)
+		out, act := c.tcp.OnDownstreamData(data, end)
 		c.toServer = append(c.toServer, out...)
+		c.paused = act == proxywasm.Pause
 	}
 }
 
-// CloseClient is the client closing its side.
-func (c *Conn) CloseClient() {
-	c.p.t.Helper()
-	c.fromClient(nil, true)
-	c.p.settle()
-	c.closed = true
-	c.tcp.OnDownstreamClose(abi.PeerRemote)
-	c.p.settle()
-}
-
-// CloseServer is the server closing its side.
-func (c *Conn) CloseServer() {
-	c.p.t.Helper()
+func (c *Conn) fromServer(data []byte, end bool) {
 	if !c.closed {
-		out, _ := c.tcp.OnUpstreamData(nil, true)
+		out, _ := c.tcp.OnUpstreamData(data, end)
 		c.toClient = append(c.toClient, out...)
 	}
-	c.p.settle()
 }
+
+// CloseWrite is the client closing its side alone: what the server sends still comes.
+// The connection is closed once the server has closed its side, too.
+func (c *Conn) CloseWrite() {
+	c.p.t.Helper()
+	c.endClient()
+	if c.serverEnd {
+		c.close(abi.PeerRemote)
+	}
+}
+
+// CloseClient is the client closing the connection.
+func (c *Conn) CloseClient() {
+	c.p.t.Helper()
+	c.endClient()
+	c.close(abi.PeerRemote)
+}
+
+// endClient has the client send no more.
+func (c *Conn) endClient() {
+	c.p.t.Helper()
+	if !c.clientEnd {
+		c.clientEnd = true
+		c.fromClient(nil, true)
+		c.p.settle()
+	}
+}
+
+// CloseServer is the server closing its side. If the client has closed its own, the
+// connection is closed.
+func (c *Conn) CloseServer() {
+	c.p.t.Helper()
+	if !c.serverEnd {
+		c.serverEnd = true
+		c.fromServer(nil, true)
+		c.p.settle()
+	}
+	if c.clientEnd {
+		c.close(abi.PeerLocal)
+	}
+}
+
+// close is the end of the connection, as the plugin is told who closed it.
+func (c *Conn) close(peer abi.Peer) {
+	c.p.t.Helper()
+	if !c.closed {
+		c.closed = true
+		c.tcp.OnDownstreamClose(peer)
+		c.p.settle()
+	}
+}
+
+// Paused reports whether the plugin holds back the connection, or what the client sent.
+func (c *Conn) Paused() bool { return !c.closed && (!c.opened || c.paused) }
 
 // ToServer is all that went on to the server so far.
 func (c *Conn) ToServer() string { return string(c.toServer) }
@@ -90,7 +140,8 @@ func (c *Conn) ToServer() string { return string(c.toServer) }
 // ToClient is all that went on to the client so far.
 func (c *Conn) ToClient() string { return string(c.toClient) }
 
-// Closed reports whether the plugin or the client closed the connection.
+// Closed reports whether the connection is closed: by the plugin, the client, or both
+// sides one after the other.
 func (c *Conn) Closed() bool { return c.closed }
 
 // Property returns what the plugin set as a property of the connection.
@@ -111,7 +162,7 @@ func (c *Conn) advance() bool {
 	case !c.resumed:
 		return false
 	}
-	c.resumed = false
+	c.resumed, c.paused = false, false
 	c.toServer = append(c.toServer, c.tcp.Resume()...)
 	if !c.opened {
 		c.opened = true

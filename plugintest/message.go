@@ -67,9 +67,12 @@ type Request struct {
 	// Chunks are more pieces of the body, after Body. The plugin sees each by itself.
 	Chunks   []string
 	Trailers Headers
+	// More says that this is not all of the request: [Stream.Send], [Stream.SendLast] and
+	// [Stream.SendTrailers] bring the rest.
+	More bool
 
-	// Backend answers the request if the plugin lets it through; default: that of the
-	// Config. It is not part of the request that a backend gets.
+	// Backend answers the request if the plugin lets it through, and all of it; default:
+	// that of the Config. It is not part of the request that a backend gets.
 	Backend func(Request) Response
 	// Properties are what the plugin can read besides those of the Config, likewise.
 	Properties map[string]any
@@ -111,6 +114,9 @@ type Response struct {
 	// Chunks are more pieces of the body, after Body. The plugin sees each by itself.
 	Chunks   []string
 	Trailers Headers
+	// More says that this is not all of the response: [Stream.Reply], [Stream.ReplyLast]
+	// and [Stream.ReplyTrailers] bring the rest.
+	More bool
 }
 
 func (r Response) fields() *proxywasm.Fields {

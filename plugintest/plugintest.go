@@ -23,8 +23,10 @@
 //
 // A request that the plugin holds back, say to ask another service, is begun with
 // [Plugin.Begin]; the test then answers the call ([Plugin.Call], [Call.Answer]) and
-// takes the [Stream.Result]. Nothing happens by itself: ticks, answers and time come
-// when the test says so.
+// takes the [Stream.Result]. Where it matters what the plugin does with each piece, the
+// test is client and server itself: [Plugin.Open] for a request, [Plugin.Connect] for a
+// connection. Nothing happens by itself: ticks, answers and time come when the test says
+// so.
 //
 // Plugins run as in Envoy 1.40: ABI 0.1.0, 0.2.0 and 0.2.1, with its limits, its order
 // of callbacks and its rules for what may be changed when. A plugin that traps fails
@@ -36,9 +38,11 @@ package plugintest
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -52,11 +56,24 @@ import (
 const deadline = 10 * time.Second
 
 // A Module is a compiled module, from which plugins are started. Compiling takes a
-// second or so for a large one: load it once and start it in every subtest.
+// second or so for a large one: load it once and start it in every subtest. Subtests
+// that run in parallel may share it.
 type Module struct {
 	path  string
 	wasm  []byte
 	cache wazero.CompilationCache
+
+	mu     sync.Mutex
+	idle   []place
+	used   int  // places that are not idle
+	closed bool // the test that loaded it is over
+}
+
+// A place is where plugins run, one after the other: those in one host at a time could
+// share a VM, and tests are to share nothing but code.
+type place struct {
+	host   *proxywasm.Host
+	module *proxywasm.Module
 }
 
 // Load reads and compiles the module in a file. A module that cannot run in a proxy, for
@@ -67,24 +84,80 @@ func Load(t testing.TB, path string) *Module {
 	if err != nil {
 		t.Fatalf("load module: %v", err)
 	}
-	ctx := context.Background()
 	m := &Module{path: path, wasm: wasm, cache: wazero.NewCompilationCache()}
-	t.Cleanup(func() { _ = m.cache.Close(ctx) })
-	host, err := m.host(ctx)
+	t.Cleanup(func() {
+		if err := m.close(); err != nil {
+			t.Errorf("close %s: %v", path, err)
+		}
+	})
+	first, err := m.place()
 	if err != nil {
-		t.Fatalf("load %s: %v", path, err)
+		t.Fatalf("%s: %v", path, err)
 	}
-	// The host is kept, for as long as it is open its code is in the cache.
-	t.Cleanup(func() { _ = host.Close(ctx) })
-	if _, err := host.Load(ctx, wasm); err != nil {
+	if err := m.leave(first); err != nil {
 		t.Fatalf("%s: %v", path, err)
 	}
 	return m
 }
 
-// host returns a host for one plugin, which shares nothing with any other but code.
-func (m *Module) host(ctx context.Context) (*proxywasm.Host, error) {
-	return proxywasm.NewHost(ctx, proxywasm.Config{Deadline: deadline, Cache: m.cache})
+// place returns a place that nobody uses.
+func (m *Module) place() (place, error) {
+	m.mu.Lock()
+	if last := len(m.idle) - 1; last >= 0 {
+		at := m.idle[last]
+		m.idle = m.idle[:last]
+		m.used++
+		m.mu.Unlock()
+		return at, nil
+	}
+	m.mu.Unlock()
+	ctx := context.Background()
+	host, err := proxywasm.NewHost(ctx, proxywasm.Config{Deadline: deadline, Cache: m.cache})
+	if err != nil {
+		return place{}, err
+	}
+	module, err := host.Load(ctx, m.wasm)
+	if err != nil {
+		return place{}, errors.Join(err, host.Close(ctx))
+	}
+	m.mu.Lock()
+	m.used++
+	m.mu.Unlock()
+	return place{host, module}, nil
+}
+
+// leave gives back a place whose plugin is closed.
+func (m *Module) leave(at place) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.used--
+	m.idle = append(m.idle, at)
+	return m.free()
+}
+
+// close frees what is idle, and has the rest freed when it is.
+func (m *Module) close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	return m.free()
+}
+
+// free frees what nobody is going to use. The code goes last: plugins run it until they
+// are closed.
+func (m *Module) free() error {
+	if !m.closed {
+		return nil
+	}
+	var errs []error
+	for _, at := range m.idle {
+		errs = append(errs, at.host.Close(context.Background()))
+	}
+	m.idle = nil
+	if m.used == 0 {
+		errs = append(errs, m.cache.Close(context.Background()))
+	}
+	return errors.Join(errs...)
 }
 
 // BuildGo builds the Go package in a folder, such as ".", with the Go toolchain, for

@@ -96,7 +96,7 @@ func (p *Plugin) appendProperty(dst []byte, path string, sources ...propertySour
 // AppendProperty answers the plugin.
 func (h streamHost) AppendProperty(dst []byte, path string) ([]byte, abi.Status) {
 	s := h.s
-	return s.p.appendProperty(dst, path, s.set, s.sent.Properties, s.p.cfg.Properties, s.derived(dotted(path)))
+	return s.p.appendProperty(dst, path, s.set, s.sent.Properties, s.properties, s.p.cfg.Properties, s.derived(dotted(path)))
 }
 
 // SetProperty keeps what the plugin sets.

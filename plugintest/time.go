@@ -20,8 +20,14 @@ func (t *timer) Stop() bool {
 	return !was
 }
 
-// now is the plugin's clock. It runs, or plugins that wait for it would wait for ever.
-func (p *Plugin) now() time.Time { return time.Now().Add(p.offset) }
+// now is the plugin's clock. Unless the test wants it otherwise it runs, or plugins that
+// wait for it would wait for ever.
+func (p *Plugin) now() time.Time {
+	if p.cfg.StopClock {
+		return p.stopped.Add(p.offset)
+	}
+	return time.Now().Add(p.offset)
+}
 
 func (p *Plugin) afterFunc(d time.Duration, f func()) proxywasm.Timer {
 	t := &timer{at: p.now().Add(d), f: f}

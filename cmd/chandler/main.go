@@ -15,7 +15,7 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, hurry := ended()
 	run := cli.Main
 	if filepath.Base(os.Args[0]) == "curl" {
 		run = cli.Curl
@@ -25,7 +25,27 @@ func main() {
 		Stdout: os.Stdout,
 		Stderr: os.Stderr,
 		Lookup: os.LookupEnv,
+		Hurry:  hurry.Done(),
 	})
-	stop()
 	os.Exit(code)
+}
+
+// ended returns a context that the first signal to end ends, of which the end of the
+// terminal is one unless nohup has it ignored, and one that the second ends. The third
+// one kills.
+func ended() (ctx, hurry context.Context) {
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	hurry, now := context.WithCancel(context.Background())
+	ctx, _ = signal.NotifyContext(context.Background(), signals...)
+	context.AfterFunc(ctx, func() {
+		again, _ := signal.NotifyContext(context.Background(), signals...)
+		context.AfterFunc(again, func() {
+			signal.Reset(signals...)
+			now()
+		})
+	})
+	return ctx, hurry
 }

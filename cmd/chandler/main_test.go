@@ -35,20 +35,19 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs the command as users do. REGISTRY is a registry in this
 // process that has one module, as REGISTRY/header:1; PRIVATE is one for ada
-// alone, whose password is secret; FILES is a web server of modules, and MODULES
+// alone, whose password is secret; SECURE is one with a certificate that nobody knows; FILES is a web server of modules, and MODULES
 // the folder with them.
 func TestScripts(t *testing.T) {
-	serve := func(h http.Handler) (host string) {
-		s := httptest.NewServer(h)
-		t.Cleanup(s.Close) // after the scripts, which run in parallel
-		return strings.TrimPrefix(s.URL, "http://")
-	}
 	modules, err := filepath.Abs(filepath.Join("..", "..", "plugins", "testdata"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	host := serve(newRegistry())
-	private, files := serve(forAda(newRegistry())), serve(fileServer(modules))
+	host := serve(t, newRegistry())
+	private, files := serve(t, forAda(newRegistry())), serve(t, fileServer(modules))
+	secure := httptest.NewUnstartedServer(newRegistry())
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // who does not trust it
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
 	push(t, host+"/header:1")
 	goEnv := goEnvironment(t)
 	testscript.Run(t, testscript.Params{
@@ -58,7 +57,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
 			for name, value := range map[string]string{
-				"REGISTRY": host, "PRIVATE": private, "FILES": files, "MODULES": modules, "HOME": e.WorkDir,
+				"REGISTRY": host, "PRIVATE": private, "SECURE": strings.TrimPrefix(secure.URL, "https://"), "FILES": files, "MODULES": modules, "HOME": e.WorkDir,
 			} {
 				e.Setenv(name, value)
 			}
@@ -67,8 +66,15 @@ func TestScripts(t *testing.T) {
 			e.Setenv("CHANDLER", path)
 			return err
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"expand": expand},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"expand": expand, "junit": junit, "testevents": testEvents},
 	})
+}
+
+// serve serves until the test and its scripts, which run in parallel, are over.
+func serve(t *testing.T, h http.Handler) (host string) {
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://")
 }
 
 func newRegistry() http.Handler {

@@ -119,6 +119,7 @@ func openEnvoy(ctx context.Context, cfg Config) (*envoy.Process, error) {
 		MinDrain:  cfg.MinDrain,
 		Drain:     cfg.Drain,
 		Grace:     cfg.Grace,
+		Hurry:     cfg.Hurry,
 		Log:       cfg.Log,
 	})
 }

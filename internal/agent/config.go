@@ -39,14 +39,15 @@ type Config struct {
 	Service         string     // node cluster, default WORKLOAD.NAMESPACE
 	StateOfTheWorld bool       // let Envoy ask for whole sets instead of changes
 
-	Engine      bool           // run the embedded engine, not an Envoy
-	Envoy       string         // path of the binary; see [envoy.Find]
-	EnvoyArgs   []string       // passed on; may name a bootstrap of the user's own with -c, or add to ours with --config-yaml
-	EnvoyOutput io.Writer      // default stderr
-	Admin       netip.AddrPort // default 127.0.0.1:15000
-	MinDrain    time.Duration  // connections are waited for at least so long; default 0
-	Drain       time.Duration  // and at most so long; default 5s
-	Grace       time.Duration  // then requests, and the end of the process, so long each; default 5s
+	Engine      bool            // run the embedded engine, not an Envoy
+	Envoy       string          // path of the binary; see [envoy.Find]
+	EnvoyArgs   []string        // passed on; may name a bootstrap of the user's own with -c, or add to ours with --config-yaml
+	EnvoyOutput io.Writer       // default stderr
+	Admin       netip.AddrPort  // default 127.0.0.1:15000
+	MinDrain    time.Duration   // connections are waited for at least so long; default 0
+	Drain       time.Duration   // and at most so long; default 5s
+	Grace       time.Duration   // then requests, and the end of the process, so long each; default 5s
+	Hurry       <-chan struct{} // closed, it has a drain wait no more; default never
 
 	ModuleDir          string         // default DataDir/modules; agents on one machine may share it
 	MaxModule          int64          // bytes, default 256 MiB

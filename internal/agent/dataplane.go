@@ -60,7 +60,7 @@ func openEngine(ctx context.Context, cfg Config) (*embedded, error) {
 			Getenv:              os.LookupEnv,
 		}),
 		admin: envoy.NewAdmin(admin.Addr().String()),
-		drain: envoy.Drain{Min: cfg.MinDrain, Most: cfg.Drain, Grace: cfg.Grace},
+		drain: envoy.Drain{Min: cfg.MinDrain, Most: cfg.Drain, Grace: cfg.Grace, Hurry: cfg.Hurry},
 		log:   cfg.Log,
 	}, nil
 }
@@ -82,6 +82,7 @@ func (e *embedded) Run(ctx context.Context) error {
 			return nil
 		}
 		if e.Live() && !errors.Is(context.Cause(ctx), envoy.ErrNoDrain) {
+			e.log.Info("engine draining", "at_most", e.drain.Most)
 			if err := e.drain.Run(serving, e.admin, serving.Done()); err != nil {
 				e.log.Error("engine not drained", "err", err)
 			}

@@ -27,16 +27,15 @@ func ConfigFromEnv(lookup func(string) (string, bool), base Config) (Config, err
 		}
 	}
 	cfg := base
-	read("WASM_INSECURE_REGISTRIES", func(v string) error {
-		cfg.InsecureRegistries = list(v)
-		return nil
-	})
+	read("WASM_INSECURE_REGISTRIES", hosts(&cfg.InsecureRegistries))
 	read("BLOCKED_CIDRS_IN_WASM_FETCH", prefixes(&cfg.BlockedCIDRs))
 	read("WASM_MODULE_EXPIRY", duration(&cfg.ModuleExpiry))
 	read("WASM_PURGE_INTERVAL", duration(&cfg.PurgeInterval))
 	read("WASM_HTTP_REQUEST_TIMEOUT", duration(&cfg.FetchTimeout))
 	read("WASM_HTTP_REQUEST_MAX_RETRIES", count(&cfg.FetchTries))
 	read("ISTIO_WASM_MAX_BINARY_SIZE_BYTES", count(&cfg.MaxModule))
+	read("TERMINATION_DRAIN_DURATION_SECONDS", seconds(&cfg.Drain))
+	read("MINIMUM_DRAIN_DURATION", duration(&cfg.MinDrain))
 	read("ISTIO_AGENT_ENABLE_WASM_REMOTE_LOAD_CONVERSION", func(v string) error {
 		convert, err := strconv.ParseBool(v)
 		if err != nil {
@@ -66,6 +65,20 @@ func list(v string) []string {
 	return items
 }
 
+// hosts reads hosts, with or without a port; a URL would match none.
+func hosts(to *[]string) func(string) error {
+	return func(v string) error {
+		found := list(v)
+		for _, item := range found {
+			if strings.Contains(item, "/") {
+				return fmt.Errorf("%s is not a host such as localhost:5000", item)
+			}
+		}
+		*to = found
+		return nil
+	}
+}
+
 func duration(to *time.Duration) func(string) error {
 	return func(v string) error {
 		d, err := time.ParseDuration(v)
@@ -74,6 +87,19 @@ func duration(to *time.Duration) func(string) error {
 		}
 		if d > 0 {
 			*to = d
+		}
+		return nil
+	}
+}
+
+func seconds(to *time.Duration) func(string) error {
+	return func(v string) error {
+		n, err := strconv.ParseUint(v, 10, 31)
+		if err != nil {
+			return errors.New("not a whole number of seconds")
+		}
+		if n > 0 {
+			*to = time.Duration(n) * time.Second
 		}
 		return nil
 	}

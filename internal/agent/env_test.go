@@ -34,6 +34,8 @@ func TestConfigFromEnv(t *testing.T) {
 			"WASM_HTTP_REQUEST_MAX_RETRIES":                    "2",
 			"ISTIO_WASM_MAX_BINARY_SIZE_BYTES":                 "1024",
 			"BLOCKED_CIDRS_IN_WASM_FETCH":                      "10.0.0.7/8,fd00::/8",
+			"TERMINATION_DRAIN_DURATION_SECONDS":               "30",
+			"MINIMUM_DRAIN_DURATION":                           "3s",
 			"ISTIO_AGENT_ENABLE_WASM_REMOTE_LOAD_CONVERSION":   "false",
 			"ISTIO_AGENT_ENABLE_WASM_REMOTE_LOAD_CONVERSION_X": "?",
 		}, Config{
@@ -45,6 +47,8 @@ func TestConfigFromEnv(t *testing.T) {
 			FetchTries:         2,
 			MaxModule:          1024,
 			BlockedCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
+			Drain:              30 * time.Second,
+			MinDrain:           3 * time.Second,
 			PassECDS:           true,
 		}},
 	} {
@@ -62,12 +66,15 @@ func TestConfigFromEnv(t *testing.T) {
 
 func TestConfigFromEnvRefuses(t *testing.T) {
 	env := map[string]string{
+		"WASM_INSECURE_REGISTRIES":                       "http://localhost:5000",
 		"WASM_MODULE_EXPIRY":                             "forever",
 		"WASM_PURGE_INTERVAL":                            "-1h",
 		"WASM_HTTP_REQUEST_TIMEOUT":                      "15",
 		"WASM_HTTP_REQUEST_MAX_RETRIES":                  "many",
 		"ISTIO_WASM_MAX_BINARY_SIZE_BYTES":               "-1",
 		"BLOCKED_CIDRS_IN_WASM_FETCH":                    "10.0.0.0/8,10.0.0.1",
+		"TERMINATION_DRAIN_DURATION_SECONDS":             "30s",
+		"MINIMUM_DRAIN_DURATION":                         "3",
 		"ISTIO_AGENT_ENABLE_WASM_REMOTE_LOAD_CONVERSION": "perhaps",
 	}
 	_, err := ConfigFromEnv(lookup(env), Config{})

@@ -54,7 +54,7 @@ func TestServeReady(t *testing.T) {
 		says      string
 	}{
 		{"ready", aProxy{}, true, 200, "ok"},
-		{"starting", aProxy{ready: &envoy.NotReadyError{State: "INITIALIZING"}}, true, 503, "envoy is initializing"},
+		{"starting", aProxy{ready: &envoy.NotReadyError{State: "INITIALIZING"}}, true, 503, "the proxy is initializing"},
 		{"dead", aProxy{ready: envoy.ErrNotRunning}, true, 503, "not running"},
 		{"no control plane", aProxy{}, false, 503, "control plane control:15010 has not answered"},
 		{"no control plane, adopted", aProxy{adopted: true}, false, 200, "ok"},

@@ -43,7 +43,8 @@ func (c *command) check() *cobra.Command {
 		Short: "Validate resources, fetch and try their modules, print what each proxy would run",
 		Long: `check reads resources as the control plane would, fetches the modules of their
 extensions as an agent would, tries them, and prints which extensions each gateway and each
-pod would run, in order. It fails if anything is wrong with them.`,
+pod would run, in order, and which none of these would: the pods of a Deployment are not
+known before they are made. It fails if anything is wrong with them.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
@@ -76,7 +77,10 @@ pod would run, in order. It fails if anything is wrong with them.`,
 // checking is what check has found out.
 type checking struct {
 	out      io.Writer
+	snap     source.Snapshot
+	written  map[string]*mesh.Extension // resources of extensions, by name of the extension
 	proxies  []wouldRun
+	unused   []*corev3.TypedExtensionConfig // for none of proxies
 	problems []resource.Problem
 	modules  map[string]string // what became of each extension's module, by its name
 }
@@ -104,6 +108,7 @@ func (k *checking) read(ctx context.Context, files []string, opts mesh.Options) 
 	}); err != nil {
 		return err
 	}
+	k.snap = snap
 	world, problems := mesh.New(snap.Objects, opts)
 	k.problems = slices.Concat(snap.Problems, problems, translate.Problems(world))
 	for _, p := range world.Proxies() {
@@ -111,8 +116,18 @@ func (k *checking) read(ctx context.Context, files []string, opts mesh.Options) 
 		k.problems = append(k.problems, problems...)
 		k.proxies = append(k.proxies, wouldRun{p, built.Extensions})
 	}
-	k.problems = snap.Locate(k.problems)
+	k.written = make(map[string]*mesh.Extension)
+	for _, e := range world.AllExtensions() {
+		k.written[e.Resource] = e
+		if e.Config != nil && !slices.ContainsFunc(k.proxies, func(p wouldRun) bool { return p.runs(e.Resource) }) {
+			k.unused = append(k.unused, e.Config)
+		}
+	}
 	return nil
+}
+
+func (w wouldRun) runs(name string) bool {
+	return slices.ContainsFunc(w.extensions, func(e *corev3.TypedExtensionConfig) bool { return e.GetName() == name })
 }
 
 // areThere refuses paths of resources that are not there: a source waits for them, a
@@ -144,21 +159,42 @@ func (k *checking) fetch(ctx context.Context, cfg agent.Config) error {
 	running, stop := context.WithCancel(ctx)
 	g, running := errgroup.WithContext(running)
 	g.Go(func() error { return modules.Run(running) })
-	for _, p := range k.proxies {
-		for _, e := range p.extensions {
-			if k.modules[e.GetName()] != "" {
-				continue
-			}
-			found, err := inspect(ctx, modules, try, e)
-			if err != nil {
-				k.problems = append(k.problems, resource.Problem{Kind: "extension", Name: e.GetName(), Message: err.Error()})
-				found = "no module"
-			}
-			k.modules[e.GetName()] = found
+	for _, e := range slices.Concat(append(k.running(), k.unused)...) {
+		if k.modules[e.GetName()] != "" {
+			continue
 		}
+		found, err := inspect(ctx, modules, try, e)
+		if err != nil {
+			k.problems = append(k.problems, k.problem(e.GetName(), err))
+			found = "no module"
+		}
+		k.modules[e.GetName()] = found
 	}
 	stop()
 	return g.Wait()
+}
+
+// running are the extensions of each proxy.
+func (k *checking) running() [][]*corev3.TypedExtensionConfig {
+	var all [][]*corev3.TypedExtensionConfig
+	for _, p := range k.proxies {
+		all = append(all, p.extensions)
+	}
+	return all
+}
+
+// problem is that of the module of an extension. Of one that an EnvoyFilter makes only the
+// name is known.
+func (k *checking) problem(extension string, err error) resource.Problem {
+	p := resource.Problem{Kind: "extension", Name: extension, Message: err.Error()}
+	if e := k.written[extension]; e != nil {
+		key := resource.KeyOf(e.Object)
+		p.Kind, p.Namespace, p.Name, p.Field = key.Kind, key.Namespace, key.Name, "spec.url"
+		if key.Kind == "TrafficExtension" {
+			p.Field = "spec.wasm.url"
+		}
+	}
+	return p
 }
 
 // inspect gets the module that an extension wants and says what it is.
@@ -206,11 +242,17 @@ func (k *checking) print() error {
 			fmt.Fprintln(k.out, "  no extensions")
 		}
 		for _, e := range p.extensions {
-			fmt.Fprintln(k.out, strings.TrimRight("  "+e.GetName()+"  "+k.modules[e.GetName()], " "))
+			k.printExtension(e)
 		}
 	}
+	if len(k.unused) > 0 {
+		fmt.Fprintln(k.out, "for no gateway and no pod among these resources")
+	}
+	for _, e := range k.unused {
+		k.printExtension(e)
+	}
 	var told []string
-	for _, p := range k.problems {
+	for _, p := range k.snap.Locate(k.problems) {
 		told = append(told, p.String())
 	}
 	slices.Sort(told)
@@ -221,6 +263,10 @@ func (k *checking) print() error {
 		return errProblems
 	}
 	return nil
+}
+
+func (k *checking) printExtension(e *corev3.TypedExtensionConfig) {
+	fmt.Fprintln(k.out, strings.TrimRight("  "+e.GetName()+"  "+k.modules[e.GetName()], " "))
 }
 
 // describe tells a proxy by its namespace and name, or its labels if it has none.

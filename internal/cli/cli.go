@@ -28,6 +28,7 @@ type Env struct {
 	Stdin          io.Reader // of passwords; nil is empty
 	Stdout, Stderr io.Writer
 	Lookup         func(name string) (string, bool) // of environment variables
+	Hurry          <-chan struct{}                  // closed once nobody wants to wait for the end any more; may be nil
 }
 
 // A misuse is an error in how the command was called.
@@ -38,9 +39,12 @@ func (m misuse) Unwrap() error { return m.error }
 // Main runs the command with args, until ctx ends if it is one that stays, and
 // returns the exit code.
 func Main(ctx context.Context, args []string, env Env) int {
-	root := New(env)
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	err := limitMemory(env.Lookup)
+	if err == nil {
+		root := New(env)
+		root.SetArgs(args)
+		err = root.ExecuteContext(ctx)
+	}
 	if err == nil {
 		return 0
 	}

@@ -47,6 +47,9 @@ honoured is told on standard error.`,
 	return cmd
 }
 
+// defaultImage is what make images builds, and install and control use.
+const defaultImage = "chandler"
+
 // injectFlags say what the sidecars are like.
 type injectFlags struct {
 	file, pullPolicy string
@@ -55,7 +58,7 @@ type injectFlags struct {
 
 func (f *injectFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.file, "options", "", "`FILE` with the options, as the control plane's ConfigMap has them; flags go before it")
-	flags.StringVar(&f.flags.Image, "image", "", "`IMAGE` of chandler")
+	flags.StringVar(&f.flags.Image, "image", "", "`IMAGE` of chandler (default: chandler)")
 	flags.StringVar(&f.flags.EnvoyImage, "envoy-image", "", "`IMAGE` of chandler with an Envoy")
 	flags.StringVar(&f.flags.Proxy, "proxy", "", "`KIND` of the proxy: envoy, or engine, the embedded one (default: engine)")
 	flags.StringVar(&f.pullPolicy, "pull-policy", "", "`POLICY` of pulling images: Always, IfNotPresent or Never (default IfNotPresent)")
@@ -78,7 +81,7 @@ func (f *injectFlags) options() (inject.Options, error) {
 			return o, fmt.Errorf("--options: %s: %w", f.file, err)
 		}
 	}
-	o.Image = cmp.Or(f.flags.Image, o.Image)
+	o.Image = cmp.Or(f.flags.Image, o.Image, defaultImage)
 	o.EnvoyImage = cmp.Or(f.flags.EnvoyImage, o.EnvoyImage)
 	o.Proxy = cmp.Or(f.flags.Proxy, o.Proxy)
 	o.PullPolicy = cmp.Or(corev1.PullPolicy(f.pullPolicy), o.PullPolicy)
@@ -98,7 +101,7 @@ func (f *injectFlags) options() (inject.Options, error) {
 
 // injectFiles prints the resources of files, a document each, with sidecars.
 func (c *command) injectFiles(files []string, o inject.Options) error {
-	var texts [][]byte
+	var texts []resourceFile
 	for _, path := range files {
 		more, err := c.readResources(path)
 		if err != nil {
@@ -106,13 +109,13 @@ func (c *command) injectFiles(files []string, o inject.Options) error {
 		}
 		texts = append(texts, more...)
 	}
-	for i, text := range texts {
-		out, problems, err := inject.Stream(text, o)
+	for i, file := range texts {
+		out, problems, err := inject.Stream(file.text, o)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", file.path, err)
 		}
 		for _, p := range problems {
-			fmt.Fprintln(c.env.Stderr, p)
+			fmt.Fprintf(c.env.Stderr, "%s: %s\n", file.path, p)
 		}
 		if i > 0 {
 			fmt.Fprintln(c.env.Stdout, "---")
@@ -127,9 +130,15 @@ func (c *command) injectFiles(files []string, o inject.Options) error {
 	return nil
 }
 
+// A resourceFile is a file as it was read.
+type resourceFile struct {
+	path string
+	text []byte
+}
+
 // readResources reads a file, the files of a folder in the order of their names, or
 // standard input.
-func (c *command) readResources(path string) ([][]byte, error) {
+func (c *command) readResources(path string) ([]resourceFile, error) {
 	if path == "-" {
 		if c.env.Stdin == nil {
 			return nil, nil
@@ -138,7 +147,7 @@ func (c *command) readResources(path string) ([][]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read resources: %w", err)
 		}
-		return [][]byte{text}, nil
+		return []resourceFile{{"standard input", text}}, nil
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -157,13 +166,13 @@ func (c *command) readResources(path string) ([][]byte, error) {
 			}
 		}
 	}
-	var texts [][]byte
+	var texts []resourceFile
 	for _, p := range paths {
 		text, err := os.ReadFile(p)
 		if err != nil {
 			return nil, fmt.Errorf("read resources: %w", err)
 		}
-		texts = append(texts, text)
+		texts = append(texts, resourceFile{p, text})
 	}
 	return texts, nil
 }

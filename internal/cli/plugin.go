@@ -2,11 +2,15 @@ package cli
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -18,7 +22,7 @@ import (
 	"github.com/chandler-proxy/chandler/internal/agent"
 	"github.com/chandler-proxy/chandler/internal/artifact"
 	"github.com/chandler-proxy/chandler/internal/fetch"
-	"github.com/chandler-proxy/chandler/internal/fetch/all"
+	"github.com/chandler-proxy/chandler/internal/fetch/oci"
 	"github.com/chandler-proxy/chandler/internal/module"
 )
 
@@ -29,9 +33,15 @@ const defaultModule = "build/plugin.wasm"
 func (c *command) plugin() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plugin",
-		Short: "Begin, build, inspect, push and pull plugins",
-		Long: `plugin makes plugins and the images that proxies get them from: begin one with init,
-build it with the compiler of its language, push it to a registry.`,
+		Short: "Begin, build, test, try, publish and inspect plugins",
+		Long: `plugin takes a plugin from its first line to a registry: init begins one, build calls
+the compiler of its language, test runs its tests without a proxy, dev serves with it while
+you work on it, push puts it where proxies get it from. inspect and pull read what is there.`,
+		Example: `  chandler plugin init --lang go hello
+  chandler plugin build hello
+  chandler plugin test hello
+  chandler plugin dev hello
+  chandler plugin push localhost:5055/hello:v1 hello/build/plugin.wasm`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -68,7 +78,7 @@ func (f *registryFlags) client(c *command) (*artifact.Client, error) {
 	cfg := artifact.Config{
 		Insecure:  fetch.Hosts(env.InsecureRegistries),
 		Blocked:   env.BlockedCIDRs,
-		Keychain:  all.Keychain(f.authFile, c.env.Lookup),
+		Keychain:  oci.Keychain(f.authFile, c.env.Lookup),
 		MaxModule: env.MaxModule,
 		Tries:     env.FetchTries,
 		Timeout:   f.timeout,
@@ -121,9 +131,17 @@ func (l login) Resolve(authn.Resource) (authn.Authenticator, error) { return l.A
 // explain adds to an error about a reference what its user can do.
 func (f *registryFlags) explain(ref module.Ref, err error) error {
 	e, ok := errors.AsType[*fetch.Error](err)
+	lookup, unknown := errors.AsType[*net.DNSError](err)
+	_, distrusted := errors.AsType[*tls.CertificateVerificationError](err)
 	switch {
 	case !ok:
 		return err
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w; is the registry running, and is that its port?", err)
+	case distrusted, errors.Is(err, http.ErrSchemeMismatch): // which say WASM_INSECURE_REGISTRIES
+		return fmt.Errorf("%w or --insecure-registries", err)
+	case unknown && lookup.IsNotFound && !dockerHub(ref):
+		return fmt.Errorf("%w; is the registry's name right?", err)
 	case e.Kind == fetch.Denied && f.username != "":
 		return fmt.Errorf("%w; %s and that password do not open it", err, f.username)
 	case e.Kind == fetch.Denied:

@@ -26,6 +26,8 @@ is written in, and writes its module to build/plugin.wasm there: Go by go build,
 cargo build, C++ by its Makefile or clang++, AssemblyScript by npm run asbuild. What is
 missing of a toolchain is told with how to get it. A module that Envoy would refuse is
 not kept.`,
+		Example: `  chandler plugin build hello
+  chandler plugin build hello -o hello.wasm`,
 		Args: argsBetween(0, 1, "at most a DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := "."

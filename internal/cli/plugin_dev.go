@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,6 +50,9 @@ front of --upstream, on the embedded engine. When a source, the module or the co
 changes it builds and swaps the plugin, without losing a request. What does not compile, or
 is refused, is told, and the last one that worked goes on serving. It prints each request,
 what the plugin did to it call by call, and what the plugin logs. Ctrl-C ends it.`,
+		Example: `  chandler plugin dev hello
+  chandler plugin dev hello --upstream localhost:3000 --listen 127.0.0.1:8090
+  chandler plugin dev --module hello/build/plugin.wasm --config '{"x-hello":"dev"}' --admin 127.0.0.1:15001`,
 		Args: argsBetween(0, 1, "at most a DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.Dir = "."
@@ -84,6 +88,14 @@ func (f *devFlags) read() (dev.Config, error) {
 	if err != nil {
 		return cfg, misuse{err}
 	}
+	if err := checkAddress("listen", cfg.Listen); err != nil {
+		return cfg, err
+	}
+	if cfg.Admin != "" {
+		if err := checkAddress("admin", cfg.Admin); err != nil {
+			return cfg, err
+		}
+	}
 	switch {
 	case f.lang != "" && (cfg.Module != "" || f.noBuild):
 		return cfg, misuse{errors.New("--lang does not go together with --module or --no-build")}
@@ -110,17 +122,45 @@ func (f *devFlags) configure(cfg *dev.Config) error {
 		if _, err := os.Stat(path); err == nil {
 			cfg.ConfigFile = path
 		}
-	case strings.ContainsAny(text[:1], `{["`):
-		var any json.RawMessage
-		if err := json.Unmarshal([]byte(text), &any); err != nil {
-			return misuse{fmt.Errorf("--config: not JSON: %w", err)}
-		}
-		cfg.Configuration = f.config
 	default:
+		json, isJSON, err := jsonFlag(f.config)
+		if err != nil {
+			return misuse{fmt.Errorf("--config: %w", err)}
+		}
+		if isJSON {
+			cfg.Configuration = string(json)
+			return nil
+		}
 		if _, err := os.Stat(f.config); err != nil {
 			return misuse{fmt.Errorf("--config: %w; JSON begins with {, [ or a quotation mark", err)}
 		}
 		cfg.ConfigFile = f.config
+	}
+	return nil
+}
+
+// jsonFlag returns the JSON that a flag has, if it has that: what else it is, it cannot
+// begin so.
+func jsonFlag(value string) (text []byte, ok bool, err error) {
+	text = []byte(strings.TrimSpace(value))
+	if len(text) == 0 || !strings.ContainsRune(`{["`, rune(text[0])) {
+		return nil, false, nil
+	}
+	var any json.RawMessage
+	if err := json.Unmarshal(text, &any); err != nil {
+		return nil, true, fmt.Errorf("not JSON: %w", err)
+	}
+	return text, true, nil
+}
+
+// checkAddress wants what a flag has to be an address to listen at.
+func checkAddress(flag, address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		return misuse{fmt.Errorf("--%s: %q: want HOST:PORT, such as 127.0.0.1:8080", flag, address)}
 	}
 	return nil
 }

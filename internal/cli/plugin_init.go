@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -15,10 +16,17 @@ func (c *command) pluginInit() *cobra.Command {
 	var lang, dir string
 	cmd := &cobra.Command{
 		Use:   "init --lang LANGUAGE NAME",
-		Short: "Begin a plugin: one that builds, with a test and a Dockerfile",
+		Short: "Begin a plugin: one that builds, with tests and a Dockerfile",
 		Long: `init writes a small plugin that adds the headers of its configuration to responses,
-with a test, a Dockerfile, a WasmPlugin and a README, into a new folder NAME.`,
-		Args: argsBetween(1, 1, "a NAME"),
+with tests, a Dockerfile, a WasmPlugin and a README, into a new folder NAME.`,
+		Example: `  chandler plugin init --lang go hello
+  chandler plugin init --lang rust --dir plugins hello`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if i := slices.IndexFunc(args, isLanguage); lang == "" && len(args) == 2 && i >= 0 {
+				return misuse{fmt.Errorf("%s wants a NAME, got 2 arguments; did you mean --lang %s %s?", cmd.CommandPath(), args[i], args[1-i])}
+			}
+			return argsBetween(1, 1, "a NAME")(cmd, args)
+		},
 		RunE: func(_ *cobra.Command, args []string) error {
 			if lang == "" {
 				return misuse{errors.New("--lang is required: go, rust, cpp or assemblyscript")}
@@ -43,4 +51,10 @@ with a test, a Dockerfile, a WasmPlugin and a README, into a new folder NAME.`,
 	cmd.Flags().StringVar(&lang, "lang", "", "`LANGUAGE` of the plugin: go, rust, cpp or assemblyscript")
 	cmd.Flags().StringVar(&dir, "dir", ".", "`DIR` to make the plugin's folder in")
 	return cmd
+}
+
+// isLanguage says whether an argument is what --lang takes.
+func isLanguage(arg string) bool {
+	_, err := toolchain.ParseLanguage(arg)
+	return err == nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/chandler-proxy/chandler/internal/artifact"
+	"github.com/chandler-proxy/chandler/internal/module"
 )
 
 func (c *command) pluginInspect() *cobra.Command {
@@ -28,6 +29,8 @@ func (c *command) pluginInspect() *cobra.Command {
 		Long: `inspect reads a module, and the image around it, and shows its form, layers, digest,
 size, ABI version, language, imports and exports, and why Envoy would not load it if it
 would not. What is no file and does not end in .wasm is a reference.`,
+		Example: `  chandler plugin inspect hello/build/plugin.wasm
+  chandler plugin inspect --json localhost:5055/hello:v1`,
 		Args: argsBetween(1, 1, "a REF or a FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			report, err := registry.inspect(cmd.Context(), c, args[0])
@@ -61,7 +64,7 @@ func (f *registryFlags) inspect(ctx context.Context, c *command, arg string) (ar
 		return artifact.Report{}, err
 	}
 	report, err := client.Inspect(ctx, ref)
-	if err = f.explain(ref, err); err != nil && !strings.Contains(arg, "/") {
+	if err = f.explain(ref, err); err != nil && ref.Scheme() == module.OCI && dockerHub(ref) {
 		err = fmt.Errorf("%w; nor is there a file %s", err, arg)
 	}
 	return report, err

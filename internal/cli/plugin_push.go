@@ -41,9 +41,12 @@ The formats are docker, as a Dockerfile of FROM scratch and COPY plugin.wasm mak
 oci, the same for registries that want OCI's media types; artifact, Solo's and Istio's
 layers of a configuration and the module itself; cncf, the CNCF's artifact, which
 Istio does not take. A module that Envoy would refuse is not pushed.`,
+		Example: `  chandler plugin push localhost:5055/hello:v1 hello/build/plugin.wasm
+  chandler plugin push --format oci --annotation org.opencontainers.image.version=1.2 localhost:5055/hello:v2 hello/build/plugin.wasm
+  echo secret | chandler plugin push --username ada --password-stdin localhost:5055/hello:v3 hello/build/plugin.wasm`,
 		Args: argsBetween(1, 2, "a REF and perhaps a FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ref, err := parseRef(args[0])
+			ref, err := pushRef(args[0])
 			if err != nil {
 				return err
 			}
@@ -95,6 +98,20 @@ func (c *command) push(ctx context.Context, ref module.Ref, file string, f pushF
 	}
 	_, err = fmt.Fprintln(c.env.Stdout, digest)
 	return err
+}
+
+// pushRef reads where to push to. A module, or an address with a scheme of the web, is
+// taken there by mistake.
+func pushRef(arg string) (module.Ref, error) {
+	if _, err := os.Stat(arg); err == nil {
+		return module.Ref{}, misuse{fmt.Errorf("%s is a file or a folder here: want the REF first, as in registry.example/team/hello:v1, and the FILE after it", arg)}
+	}
+	for _, scheme := range []string{"http://", "https://"} {
+		if rest, ok := strings.CutPrefix(arg, scheme); ok {
+			return module.Ref{}, misuse{fmt.Errorf("push to %s: only registries take images: want %s; --insecure-registries names those without TLS", arg, rest)}
+		}
+	}
+	return parseRef(arg)
 }
 
 // image makes an image of the module in a file, if it is one to push.

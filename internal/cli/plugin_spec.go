@@ -34,7 +34,7 @@ type testFlags struct {
 
 func (f *testFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.module, "module", "", "module to test, a `FILE` (default: what the tests say, else build/plugin.wasm in the plugin's folder)")
-	flags.StringVar(&f.config, "config", "", "`FILE` with the plugin's configuration, for tests in Google's form")
+	flags.StringVar(&f.config, "config", "", "the plugin's configuration for tests in Google's form: JSON, or a `FILE` with it")
 	flags.StringVar(&f.run, "run", "", "run only the tests whose names match the `REGEXP`")
 	flags.IntVar(&f.count, "count", 1, "run each test so many times, a `NUMBER`")
 	flags.BoolVar(&f.failFast, "failfast", false, "stop after the first test that fails")
@@ -44,9 +44,6 @@ func (f *testFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.junit, "junit", "", "write a JUnit report to a `FILE`, too")
 	flags.BoolVar(&f.schema, "schema", false, "print the JSON schema of tests in YAML, and do nothing else")
 }
-
-// goFlags are flags that go test has with one hyphen.
-var goFlags = []string{"run", "count", "failfast", "benchtime", "json"}
 
 func (c *command) pluginTest() *cobra.Command {
 	var f testFlags
@@ -58,6 +55,10 @@ those in the folder tests of each DIR (here, if none is given), or the FILEs. Th
 described in docs/plugin-tests.md. It prints what go test would, and takes -run, -count,
 -failfast, -benchtime and -json with one hyphen too. It exits with 1 if a test fails, with
 2 if one cannot be understood.`,
+		Example: `  chandler plugin test hello
+  chandler plugin test -v -run 'adds .*header' hello
+  chandler plugin test -json hello/tests/headers.yaml
+  chandler plugin test --module hello/build/plugin.wasm --junit report.xml hello`,
 		DisableFlagParsing: true, // or -run would be -r, -u, -n
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cmd.DisableFlagParsing = false
@@ -81,7 +82,8 @@ described in docs/plugin-tests.md. It prints what go test would, and takes -run,
 	return cmd
 }
 
-// withHyphens gives the flags of go test their second hyphen.
+// withHyphens gives flags as go test has them, of more than one letter, their second
+// hyphen.
 func withHyphens(args []string) []string {
 	args = slices.Clone(args)
 	for i, arg := range args {
@@ -89,7 +91,7 @@ func withHyphens(args []string) []string {
 			break
 		}
 		name, _, _ := strings.Cut(strings.TrimPrefix(arg, "-"), "=")
-		if strings.HasPrefix(arg, "-") && slices.Contains(goFlags, name) {
+		if strings.HasPrefix(arg, "-") && !strings.HasPrefix(arg, "--") && len(name) > 1 {
 			args[i] = "-" + arg
 		}
 	}
@@ -145,7 +147,10 @@ func (c *command) loadTests(paths []string, f testFlags) ([]*spec.Suite, error) 
 		opts.Stdout = c.env.Stderr
 	}
 	if f.config != "" {
-		config, err := os.ReadFile(f.config)
+		config, isJSON, err := jsonFlag(f.config)
+		if err == nil && !isJSON {
+			config, err = os.ReadFile(f.config)
+		}
 		if err != nil {
 			return nil, misuse{fmt.Errorf("--config: %w", err)}
 		}
@@ -153,6 +158,9 @@ func (c *command) loadTests(paths []string, f testFlags) ([]*spec.Suite, error) 
 	}
 	var suites []*spec.Suite
 	for _, path := range paths {
+		if strings.HasSuffix(path, "...") {
+			return nil, misuse{fmt.Errorf("%s: patterns of folders are not taken, name each plugin's", path)}
+		}
 		files, err := spec.Find(path)
 		if err != nil {
 			return nil, misuse{err}

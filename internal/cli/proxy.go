@@ -73,7 +73,7 @@ func (f *proxyFlags) config(c *command) (agent.Config, error) {
 	}
 	cfg.DataDir, cfg.ModuleDir = f.data, f.modules
 	cfg.StateOfTheWorld = f.wholeWorld
-	cfg.EnvoyOutput = c.env.Stderr
+	cfg.EnvoyOutput, cfg.Hurry = c.env.Stderr, c.env.Hurry
 	return agent.ConfigFromEnv(c.env.Lookup, cfg)
 }
 

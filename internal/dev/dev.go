@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -32,6 +33,7 @@ import (
 	"github.com/chandler-proxy/chandler/internal/artifact/toolchain"
 	"github.com/chandler-proxy/chandler/internal/demo"
 	"github.com/chandler-proxy/chandler/internal/engine"
+	"github.com/chandler-proxy/chandler/internal/fetch"
 	"github.com/chandler-proxy/chandler/internal/part"
 	"github.com/chandler-proxy/chandler/internal/xds"
 )
@@ -213,7 +215,7 @@ func (s *session) build(ctx context.Context) (*build, error) {
 	}
 	info, err := artifact.Check(wasm)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", s.cfg.Module, err)
 	}
 	b := &build{wasm: wasm, sum: sha256.Sum256(wasm), abi: info.ABI, took: time.Since(began)}
 	if s.cfg.Language == "" {
@@ -224,7 +226,11 @@ func (s *session) build(ctx context.Context) (*build, error) {
 
 func (s *session) make(ctx context.Context) ([]byte, error) {
 	if s.cfg.Language == "" {
-		return os.ReadFile(s.cfg.Module)
+		wasm, err := artifact.ReadFile(s.cfg.Module, fetch.DefaultMaxModule)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w; it is taken as soon as it is there", err)
+		}
+		return wasm, err
 	}
 	return toolchain.Build(ctx, s.cfg.Dir, s.cfg.Language, s.screen)
 }

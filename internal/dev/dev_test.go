@@ -205,7 +205,7 @@ func TestSwap(t *testing.T) {
 	out.wait(t, `^dev: sha256:\S+ .* goes on serving$`)
 
 	write(t, wasm, module(t, "missing-import"))
-	out.wait(t, `^dev: Envoy would refuse the module: `)
+	out.wait(t, `^dev: .*a.wasm: Envoy would refuse the module: `)
 	out.wait(t, `^dev: sha256:\S+ .* goes on serving$`)
 	if resp, _ := get(t, url); resp.Header.Get("x-wasm") != "two" {
 		t.Errorf("after modules that do not work: %v", resp.Header)
@@ -235,7 +235,7 @@ func TestNothingYet(t *testing.T) {
 	dir := t.TempDir()
 	wasm := filepath.Join(dir, "a.wasm")
 	out, addr := start(t, Config{Dir: dir, Module: wasm})
-	out.wait(t, `^dev: open .*a.wasm: no such file or directory$`)
+	out.wait(t, `^dev: read module: open .*a.wasm: no such file or directory; it is taken as soon as it is there$`)
 	out.wait(t, `^dev: nothing serves yet: requests are answered with 503$`)
 	url := "http://" + addr + "/headers"
 	if resp, body := get(t, url); resp.StatusCode != http.StatusServiceUnavailable || body != notYet {

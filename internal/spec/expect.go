@@ -19,7 +19,8 @@ type expect struct {
 	Upstream   *wantRequest          `spec:"upstream" about:"the last request as the backend got it"`
 	Response   *wantResponse         `spec:"response" about:"the response as the client got it, whoever made it"`
 	Local      *wantLocal            `spec:"localResponse" about:"the response that the plugin gave itself, as the client got it"`
-	Reset      *bool                 `spec:"reset" about:"whether the plugin closed the stream"`
+	Reset      *bool                 `spec:"reset" about:"whether the stream was closed without a whole response"`
+	Done       *bool                 `spec:"done" about:"whether the last request is over"`
 	Returns    *wantReturns          `spec:"returns" about:"what the plugin's callbacks returned in this step: continue or pause, for each time"`
 	Logs       []wantLog             `spec:"logs" about:"lines that the plugin logged in this step, in any order"`
 	Metrics    map[string]wantMetric `spec:"metrics" about:"values of counters and gauges, and all values of histograms, by name"`

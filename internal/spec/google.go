@@ -2,7 +2,6 @@ package spec
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"os"
 	"regexp"
@@ -394,11 +393,11 @@ func googleTests(d *document.Decoder, file string, n *document.Node, opts Option
 	var all []*Test
 	for i, t := range s.Test {
 		one := &Test{Name: cmp.Or(t.Name, fmt.Sprintf("test[%d]", i)), Line: t.At.Line, module: module}
-		one.run = func(ctx context.Context, r *run) { g.test(ctx, r, one.Name, t) }
+		one.run = func(r *run) { g.test(r, one.Name, t) }
 		if t.Benchmark {
 			// What it costs to start and end a plugin and a stream is the same for all.
 			first := !slices.ContainsFunc(s.Test[:i], func(t googleTest) bool { return t.Benchmark })
-			one.bench = func(ctx context.Context, r *run, b benchmark) { g.bench(ctx, r, t, b, first) }
+			one.bench = func(r *run, b benchmark) { g.bench(r, t, b, first) }
 		}
 		all = append(all, one)
 	}

@@ -1,20 +1,21 @@
 package spec
 
 import (
-	"context"
-
 	"github.com/chandler-proxy/chandler/internal/abi"
 	"github.com/chandler-proxy/chandler/internal/proxywasm"
 )
 
 // bench measures what a test does, without checking it; and if it is the first to be
 // measured of its file, what plugins and streams cost in themselves.
-func (g *googleFile) bench(ctx context.Context, t *run, test googleTest, b benchmark, first bool) {
+func (g *googleFile) bench(t *run, test googleTest, b benchmark, first bool) {
 	if first {
-		b.measure("PluginLifecycle", nil, func() { g.mustOpen(ctx, t).close(ctx) })
+		b.measure("PluginLifecycle", nil, func() {
+			one := &run{runner: t.runner, file: t.file, line: t.line}
+			g.mustStart(one)
+			one.end()
+		})
 	}
-	p := g.mustOpen(ctx, t)
-	t.Cleanup(func() { p.close(ctx) })
+	p := g.mustStart(t)
 	if first {
 		b.measure("StreamLifecycle", nil, func() {
 			s := p.stream(test)
@@ -40,8 +41,8 @@ func (g *googleFile) bench(ctx context.Context, t *run, test googleTest, b bench
 	p.healthy(test.At.Line, "benchmark")
 }
 
-func (g *googleFile) mustOpen(ctx context.Context, t *run) *googlePlugin {
-	p, err := g.open(ctx, t, true)
+func (g *googleFile) mustStart(t *run) *googlePlugin {
+	p, err := g.start(t, true)
 	if err != nil {
 		t.Fatalf("the plugin does not start: %v", err)
 	}

@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -11,50 +10,8 @@ import (
 
 	"github.com/chandler-proxy/chandler/internal/abi"
 	"github.com/chandler-proxy/chandler/internal/proxywasm"
+	"github.com/chandler-proxy/chandler/plugintest"
 )
-
-// deadline bounds one call into a plugin, as in plugintest.
-const deadline = 10 * time.Second
-
-// A googleHost has a module compiled.
-type googleHost struct {
-	host   *proxywasm.Host
-	module *proxywasm.Module
-}
-
-// googleHost returns the module in a file, compiled once for all tests.
-func (t *run) googleHost(ctx context.Context, file string) *googleHost {
-	r := t.runner
-	if h := r.hosts[file]; h != nil {
-		return h
-	}
-	t.loading(func() {
-		h, err := openGoogleHost(ctx, file)
-		if err != nil {
-			r.loads.Fatalf("%s: %v", file, err)
-		}
-		r.loads.Cleanup(func() {
-			if err := h.host.Close(context.WithoutCancel(ctx)); err != nil {
-				r.loads.Errorf("close host: %v", err)
-			}
-		})
-		r.hosts[file] = h
-	})
-	return r.hosts[file]
-}
-
-func openGoogleHost(ctx context.Context, file string) (*googleHost, error) {
-	host, err := proxywasm.NewHost(ctx, proxywasm.Config{Deadline: deadline})
-	if err != nil {
-		return nil, err
-	}
-	module, err := host.LoadFile(ctx, file)
-	if err != nil {
-		_ = host.Close(ctx) // it has nothing
-		return nil, err
-	}
-	return &googleHost{host, module}, nil
-}
 
 // A googleFile is what the tests of a file have in common.
 type googleFile struct {
@@ -63,139 +20,80 @@ type googleFile struct {
 	stdout, stderr io.Writer
 }
 
-// open starts the plugin. Google's runner calls it test; its clock stands still. A plugin
-// that is measured logs nothing, and is not traced.
-func (g *googleFile) open(ctx context.Context, t *run, measured bool) (*googlePlugin, error) {
-	h := t.googleHost(ctx, g.module)
-	p := &googlePlugin{run: t, level: g.env.LogLevel.abi(), now: time.UnixMilli(1)}
-	trace := p.traced
+// A googlePlugin is a plugin that is tested. plugintest has it run; what a proxy does
+// around it is Google's runner's, see [googleStream].
+type googlePlugin struct {
+	*run
+	plugin *plugintest.Plugin
+	open   func(proxywasm.HTTPHost) *proxywasm.HTTP
+	told   map[string]int // log lines that were looked at, by callback
+}
+
+// Drive takes what opens streams from plugintest.
+func (p *googlePlugin) Drive(open func(proxywasm.HTTPHost) *proxywasm.HTTP) { p.open = open }
+
+// start starts the plugin. Google's runner calls it test; its clock stands still, and it
+// can call nobody. A plugin that is measured logs nothing, and is not traced.
+func (g *googleFile) start(t *run, measured bool) (*googlePlugin, error) {
+	cfg := plugintest.Config{
+		Name: "test", Plugin: string(g.env.config), Upstreams: map[string]func(plugintest.Request) plugintest.Response{},
+		LogLevel: plugintest.Level(g.env.LogLevel.abi()), Now: time.UnixMilli(1), StopClock: true, MayFail: true,
+	}
 	if measured {
-		p.level, trace = abi.Critical, nil
+		cfg.LogLevel, cfg.NoTrace = plugintest.Critical, true
 	}
 	if g.env.TimeSecs > 0 {
-		p.now = time.Unix(g.env.TimeSecs, 0)
+		cfg.Now = time.Unix(g.env.TimeSecs, 0)
 	}
+	p := &googlePlugin{run: t, told: map[string]int{}}
 	var err error
-	p.plugin, err = h.host.Open(ctx, proxywasm.PluginConfig{
-		Name: "test", Configuration: g.env.config,
-		VM: proxywasm.VMConfig{Module: h.module, Workers: 1, Services: proxywasm.Services{
-			Log: p, Trace: trace, Foreign: proxywasm.EnvoyForeign(), Now: func() time.Time { return p.now },
-			// Ticks do not come, as the clock stands still; nothing else is due by itself.
-			AfterFunc: func(time.Duration, func()) proxywasm.Timer { return never{} },
-			Go:        func(func()) {},
-		}},
-	})
+	p.plugin, err = t.module(g.module).TryStart(p, cfg)
 	return p, err
 }
 
-// never is a timer.
-type never struct{}
-
-func (never) Stop() bool { return true }
-
-// close ends the plugin.
-func (p *googlePlugin) close(ctx context.Context) {
-	over, end := context.WithCancel(ctx)
-	end() // one that waits before it is done is not waited for
-	if err := p.plugin.Close(over); err != nil {
-		p.run.Errorf("close plugin: %v", err)
-	}
-}
-
-// A googlePlugin is a plugin that is tested.
-type googlePlugin struct {
-	run    *run
-	plugin *proxywasm.Plugin
-	level  abi.LogLevel
-	now    time.Time
-
-	callback string // that runs, or ran last
-	result   string // what it returned
-	lines    map[string][]string
-	trace    []string
-	all      []string
-}
-
-// Limits on what is kept of the trace and the log, and what of the trace is shown.
-const (
-	maxTrace  = 10_000
-	showTrace = 200
-)
-
-// traced takes down a line of the trace, and what it tells of the callback that runs.
-func (p *googlePlugin) traced(line string) {
-	if p.trace = append(p.trace, line); len(p.trace) > maxTrace {
-		p.trace = slices.Delete(p.trace, 0, maxTrace/2)
-	}
-	if call, ok := strings.CutPrefix(line, "--> "); ok {
-		p.callback, _, _ = strings.Cut(call, "(")
-	} else if result, ok := strings.CutPrefix(line, "<-- "); ok {
-		p.result = strings.Trim(result, "()")
-	}
-}
-
-// Log takes down what the plugin logs, by callback.
-func (p *googlePlugin) Log(r proxywasm.Record) {
-	if r.Level == abi.Critical && r.Plugin == "" && strings.HasPrefix(r.Message, "Wasm VM failed ") {
-		return // the host's own words, which Failed has too
-	}
-	if p.lines == nil {
-		p.lines = map[string][]string{}
-	}
-	if len(p.all) < maxTrace {
-		p.lines[p.callback] = append(p.lines[p.callback], r.Message)
-		p.all = append(p.all, r.Message)
-	}
-}
-
-// Level is the lowest level that is not discarded.
-func (p *googlePlugin) Level() abi.LogLevel { return p.level }
-
-// logged are the lines of the callbacks, and forgets them.
+// logged are the lines of the callbacks that were not looked at yet.
 func (p *googlePlugin) logged(callbacks ...string) []candidate {
 	var all []candidate
 	for _, cb := range callbacks {
-		for _, line := range p.lines[cb] {
-			all = append(all, candidate{value: line})
+		lines := p.plugin.LogsOf(cb)
+		for _, line := range lines[p.told[cb]:] {
+			all = append(all, candidate{value: line.Message})
 		}
-		delete(p.lines, cb)
+		p.told[cb] = len(lines)
 	}
 	return all
 }
 
-// healthy ends the test if the plugin failed.
-func (p *googlePlugin) healthy(line int, path string) {
-	for _, in := range p.plugin.Instances() {
-		if err := in.Failed(); err != nil {
-			p.run.failAt(line, "%s: the plugin failed: %v%s", path, err, p.explain())
-			panic(errAbort)
+// returned is what a callback returned when it was called last, since there were so many
+// lines in the trace; 0 if it was not.
+func (p *googlePlugin) returned(callback string, mark int) string {
+	result, last := "0", ""
+	for _, line := range after(p.plugin.Trace(), mark) {
+		if call, ok := strings.CutPrefix(line, "--> "); ok {
+			last, _, _ = strings.Cut(call, "(")
+		} else if value, ok := strings.CutPrefix(line, "<-- "); ok && last == callback {
+			result = strings.Trim(value, "()")
 		}
 	}
+	return result
 }
 
-// explain is what the plugin logged, for a failure.
-func (p *googlePlugin) explain() string {
-	var b strings.Builder
-	for _, line := range p.all[max(0, len(p.all)-maxTold):] {
-		b.WriteString("\nit logged " + line)
+// healthy ends the test if the plugin failed.
+func (p *googlePlugin) healthy(line int, path string) {
+	if why := p.plugin.Failures(); len(why) > 0 {
+		p.failAt(line, "%s: the plugin failed: %s%s", path, why[0], told(p.plugin.Logs()))
+		panic(errAbort)
 	}
-	return b.String()
 }
 
 // test runs a test as Google's runner does.
-func (g *googleFile) test(ctx context.Context, t *run, name string, test googleTest) {
-	p, err := g.open(ctx, t, false)
-	defer func() {
-		if t.failed {
-			t.Logf("calls from (==>) and to (-->) the plugin:\n%s", strings.Join(p.trace[max(0, len(p.trace)-showTrace):], "\n"))
-		}
-		g.keepLog(t, name, p.all)
-	}()
+func (g *googleFile) test(t *run, name string, test googleTest) {
+	p, err := g.start(t, false)
+	defer func() { g.keepLog(t, name, p.plugin.Logs()) }()
 	if err != nil {
-		t.Errorf("the plugin does not start: %v%s", err, p.explain())
+		t.Errorf("the plugin does not start: %v%s", err, told(p.plugin.Logs()))
 		return
 	}
-	t.Cleanup(func() { p.close(ctx) })
 	test.PluginInit.checkLog(t, p.logged("", "_initialize", "_start", "main", "__main_void", "proxy_on_context_create", "proxy_on_vm_start", "proxy_on_configure"))
 	s := p.stream(test)
 	t.Cleanup(s.http.Close)
@@ -210,8 +108,12 @@ func (g *googleFile) test(ctx context.Context, t *run, name string, test googleT
 }
 
 // keepLog writes what the plugin logged where the file wants it.
-func (g *googleFile) keepLog(t *run, name string, lines []string) {
-	text := fmt.Sprintf("--- Starting test: %s ---\n%s--- Finished test: %[1]s ---\n", name, strings.Join(append(lines, ""), "\n"))
+func (g *googleFile) keepLog(t *run, name string, lines []plugintest.Line) {
+	var b strings.Builder
+	for _, l := range lines {
+		b.WriteString(l.Message + "\n")
+	}
+	text := fmt.Sprintf("--- Starting test: %s ---\n%s--- Finished test: %[1]s ---\n", name, &b)
 	var err error
 	switch path := g.env.LogPath; path {
 	case "":
@@ -253,7 +155,7 @@ func (p *googlePlugin) stream(test googleTest) *googleStream {
 	for _, property := range slices.Backward(test.Properties) { // the first of a path counts
 		s.properties[property.Path] = property.Value
 	}
-	s.http = p.plugin.NewHTTP(s)
+	s.http = p.open(s)
 	return s
 }
 
@@ -333,16 +235,13 @@ func (s *googleStream) callHeaders(phase string, in *googleInvocation, call func
 		return googleOutcome{status: "0", headers: new(mergedHeaders)}
 	}
 	callback := "proxy_on_" + phase
-	out := googleOutcome{status: "0", headers: in.Input.headers.clone()}
-	s.p.callback = ""
+	out := googleOutcome{headers: in.Input.headers.clone()}
+	mark := len(s.p.plugin.Trace())
 	if call(out.headers, false) == proxywasm.Pause && s.local == nil {
 		// Nothing is held back here: what follows is shown in any case.
 		s.http.Resume(direction(phase))
 	}
-	out.logs, out.local = s.p.logged(callback), s.local
-	if s.p.callback == callback {
-		out.status = s.p.result
-	}
+	out.logs, out.local, out.status = s.p.logged(callback), s.local, s.p.returned(callback, mark)
 	if s.local != nil {
 		out.headers, out.body = new(mergedHeaders), s.local.Body
 		for _, h := range s.local.Headers {
@@ -363,6 +262,7 @@ func (s *googleStream) body(test googleTest, phase string, in googleInvocation, 
 	out := googleOutcome{status: "0", headers: new(mergedHeaders), isBody: true}
 	if s.local == nil {
 		for i, chunk := range in.chunks {
+			s.p.logged("proxy_on_" + phase) // of a chunk before: the last one's count
 			out.body += s.callBody(dir, chunk, i == len(in.chunks)-1, call)
 			s.streamInit(test)
 			s.p.healthy(in.At.Line, in.At.Path)
@@ -381,7 +281,6 @@ func (s *googleStream) body(test googleTest, phase string, in googleInvocation, 
 // callBody shows the plugin a chunk and returns what it made of it, whether it lets it go
 // on or not.
 func (s *googleStream) callBody(dir abi.Stream, chunk string, end bool, call func([]byte, bool) ([]byte, proxywasm.Action)) string {
-	s.p.lines = nil // of a chunk before: the last one's count
 	out, act := call([]byte(chunk), end)
 	if act == proxywasm.Pause || act == proxywasm.Overflow {
 		out, _ = s.http.Resume(dir)

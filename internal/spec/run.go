@@ -52,7 +52,7 @@ const (
 // RunAll runs the suites' tests one after the other and reports whether all passed. It
 // stops, and returns the cause, when ctx ends. report gets every event, in order.
 func RunAll(ctx context.Context, suites []*Suite, cfg Config, report func(Event)) (passed bool, err error) {
-	r := runner{cfg: cfg, report: report, loads: &run{}, modules: map[string]*plugintest.Module{}, hosts: map[string]*googleHost{}}
+	r := runner{cfg: cfg, report: report, loads: &run{}, modules: map[string]*plugintest.Module{}}
 	defer r.loads.end()
 	passed = true
 	for _, s := range suites {
@@ -71,7 +71,6 @@ type runner struct {
 	report  func(Event)
 	loads   *run // what modules are loaded for; it ends with the runner
 	modules map[string]*plugintest.Module
-	hosts   map[string]*googleHost
 }
 
 func (r *runner) tell(e Event) {
@@ -88,7 +87,7 @@ func (r *runner) suite(ctx context.Context, s *Suite) (passed bool, err error) {
 			err, passed = context.Cause(ctx), false
 			break
 		}
-		passed = r.test(ctx, s, t) && passed
+		passed = r.test(s, t) && passed
 		if !passed && r.cfg.FailFast {
 			break
 		}
@@ -115,18 +114,18 @@ func verdict(passed bool) Action {
 	return Fail
 }
 
-func (r *runner) test(ctx context.Context, s *Suite, t *Test) (passed bool) {
+func (r *runner) test(s *Suite, t *Test) (passed bool) {
 	began := time.Now()
 	e := Event{Suite: s.File, Test: t.Name}
 	tell := func(a Action, text string) { e.Action, e.Text = a, text; r.tell(e) }
 	tell(Run, "")
 	one := &run{runner: r, file: s.File, line: t.Line}
-	one.do(func() { t.run(ctx, one) })
+	one.do(func() { t.run(one) })
 	one.end()
 	if t.bench != nil && !one.failed && r.cfg.BenchTime > 0 {
 		times := &run{runner: r, file: s.File, line: t.Line}
 		times.do(func() {
-			t.bench(ctx, times, benchmark{name: t.Name, time: r.cfg.BenchTime, tell: func(line string) { tell(Bench, line) }})
+			t.bench(times, benchmark{name: t.Name, time: r.cfg.BenchTime, tell: func(line string) { tell(Bench, line) }})
 		})
 		times.end()
 		one.failures, one.failed = times.failures, times.failed
@@ -227,25 +226,20 @@ func (t *run) Failed() bool { return t.failed }
 // Cleanup has f called when the test is over, what was added last first.
 func (t *run) Cleanup(f func()) { t.cleanups = append(t.cleanups, f) }
 
-// module returns the module in a file, compiled once for all tests.
+// module returns the module in a file, compiled once for all tests. One that cannot be
+// loaded fails the test.
 func (t *run) module(file string) *plugintest.Module {
 	r := t.runner
 	if m := r.modules[file]; m != nil {
 		return m
 	}
-	t.loading(func() { r.modules[file] = plugintest.Load(r.loads, file) })
-	return r.modules[file]
-}
-
-// loading loads a module; one that cannot be loaded fails the test.
-func (t *run) loading(load func()) {
-	loads := t.runner.loads
-	loads.file, loads.line, loads.failures = t.file, t.line, nil
-	loads.do(load)
-	if loads.failures != nil {
-		t.failed, t.failures = true, append(t.failures, loads.failures...)
+	r.loads.file, r.loads.line, r.loads.failures = t.file, t.line, nil
+	r.loads.do(func() { r.modules[file] = plugintest.Load(r.loads, file) })
+	if r.loads.failures != nil {
+		t.failed, t.failures = true, append(t.failures, r.loads.failures...)
 		panic(errAbort)
 	}
+	return r.modules[file]
 }
 
 // A benchmark is how to measure.

@@ -5,8 +5,8 @@
 // configuration, a test is a sequence of steps with what to expect after each; it runs
 // on package plugintest, hence as in Envoy. The other is that of Google's Service
 // Extensions (tests.textpb or tests.yaml, service_extensions_samples.pb.TestSuite), whose runner calls single
-// callbacks: it runs on proxywasm in the way that runner does, so that tests keep their
-// meaning. Which form a file has, its contents tell.
+// callbacks: it does so with streams of its own in a plugin of plugintest's, so that tests
+// keep their meaning. Which form a file has, its contents tell.
 //
 // A file that cannot be understood is never run in part: [Load] says all that is wrong
 // with it, with lines. A plugin that traps or loops fails its test and nothing else. What
@@ -16,7 +16,6 @@
 package spec
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -44,8 +43,8 @@ type Test struct {
 	Line int
 
 	module string // file
-	run    func(context.Context, *run)
-	bench  func(context.Context, *run, benchmark) // nil for most
+	run    func(*run)
+	bench  func(*run, benchmark) // nil for most
 }
 
 // Options are what the caller knows better than the files. The zero value knows nothing.
@@ -60,24 +59,32 @@ type Options struct {
 	Stdout, Stderr io.Writer
 }
 
-// ErrNoModule says that a file's module is not there.
-var ErrNoModule = errors.New("no such module")
+// Why a file's module cannot be tested.
+var (
+	ErrNoModule  = errors.New("no such module")
+	ErrNotModule = errors.New("not a Wasm module")
+)
 
 // defaultModule is where, in a plugin's folder, its module is.
 const defaultModule = "build/plugin.wasm"
 
 // Find returns the files with tests at a path: itself, if it is a file; in a plugin's
-// folder, its tests*.yaml and tests*.textpb and all such files in the folder tests.
+// folder, its tests*.yaml and tests*.textpb and all such files in the folder tests; all of
+// those in that folder.
 func Find(path string) ([]string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("find tests: %w", err)
 	}
 	if !info.IsDir() {
-		return []string{path}, nil
+		return []string{path}, checkName(path)
+	}
+	patterns := []string{"tests*", "tests/*"}
+	if abs, err := filepath.Abs(path); err == nil && filepath.Base(abs) == "tests" {
+		patterns = []string{"*"}
 	}
 	var all []string
-	for _, pattern := range []string{"tests*", "tests/*"} {
+	for _, pattern := range patterns {
 		for _, extension := range []string{".yaml", ".yml", ".textpb"} {
 			files, err := filepath.Glob(filepath.Join(escape(path), filepath.FromSlash(pattern)+extension))
 			if err != nil {
@@ -90,13 +97,24 @@ func Find(path string) ([]string, error) {
 	return all, nil
 }
 
+// checkName refuses what is no file of tests by its name, such as a module.
+func checkName(path string) error {
+	switch filepath.Ext(path) {
+	case ".yaml", ".yml", ".json", ".textpb", ".textproto", "":
+		return nil
+	case ".wasm":
+		return fmt.Errorf("%s is a module, want a file of tests, or the plugin's folder; --module names another module for those", path)
+	}
+	return fmt.Errorf("%s is no file of tests: want .yaml, .yml, .json, .textpb or .textproto", path)
+}
+
 // escape is the path as a pattern that means only itself.
 func escape(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
-// Load reads a file of tests. Errors: *[document.Error], one that wraps [ErrNoModule], or
-// what keeps the file from being read.
+// Load reads a file of tests. Errors: *[document.Error], one that wraps [ErrNoModule] or
+// [ErrNotModule], or what keeps the file from being read.
 func Load(file string, opts Options) (*Suite, error) {
 	data, err := readFile(file, document.MaxSize)
 	if err != nil {
@@ -108,11 +126,32 @@ func Load(file string, opts Options) (*Suite, error) {
 	}
 	name(tests)
 	for _, t := range tests {
-		if _, err := os.Stat(t.module); errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s:%d: %w: %s; build it (chandler plugin build) or say where it is (--module)", file, t.Line, ErrNoModule, t.module)
+		if err := checkModule(t.module); err != nil {
+			return nil, fmt.Errorf("%s:%d: %w; build it (chandler plugin build) or say where it is (--module)", file, t.Line, err)
 		}
 	}
 	return &Suite{file, tests}, nil
+}
+
+// checkModule looks whether there is a module in a file. What else may be wrong with it is
+// for the tests to find.
+func checkModule(file string) error {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %s", ErrNoModule, file)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.IsDir() {
+		return fmt.Errorf("%w: %s is a folder", ErrNotModule, file)
+	}
+	magic := make([]byte, 4)
+	if _, err := io.ReadFull(f, magic); err != nil || string(magic) != "\x00asm" {
+		return fmt.Errorf("%w: %s", ErrNotModule, file)
+	}
+	return nil
 }
 
 // parse reads tests of either form.

@@ -244,7 +244,7 @@ func TestLoad(t *testing.T) {
 		{"no tests", "tests.yaml", "", "FILE:1: tests: is missing"},
 		{"none in the list", "tests.yaml", "tests: []", "FILE:1: tests: there are none"},
 		{"no tests, Google", "tests.textpb", "env {}", "FILE:1: test: there is none"},
-		{"not YAML", "tests.yaml", "a: [", "FILE:1: not YAML: did not find expected node content"},
+		{"not YAML", "tests.yaml", "a: [", "FILE:2: not YAML: did not find expected node content"},
 		{"unknown field", "tests.yaml", "tests:\n- name: a\n  step: []", "FILE:2: tests[0]: has neither steps, start nor startFails\nFILE:3: tests[0].step: unknown field; did you mean steps?"},
 		{"what is wrong with a plugin", "tests.yaml", "plugin:\n  logLevel: loud\n  failPolicy: shut\n  config: a\n  configFile: none\n  now: today\n  env: {A: [1]}\ntests: [{name: a, steps: [{tick: 1}]}]",
 			"FILE:2: plugin.logLevel: \"loud\" is none of [\"trace\" \"debug\" \"info\" \"warn\" \"error\" \"critical\"]\nFILE:3: plugin.failPolicy: \"shut\" is none of [\"closed\" \"open\" \"reload\"]\n" +
@@ -257,9 +257,13 @@ func TestLoad(t *testing.T) {
 		{"steps of what does not start", "tests.yaml", "tests:\n- name: a\n  startFails: x\n  steps: [{tick: 1}]", "FILE:4: tests[0].steps: a plugin that does not start takes no steps"},
 		{"what is wrong with steps", "tests.yaml", "tests:\n- name: a\n  steps:\n  - {tick: 0}\n  - {advance: -1s}\n  - {tick: 1, cancel: true}\n  - {}\n  - {close: me}\n  - {request: {backend: {status: 7}}}\n  - {answer: {upstream: a, fails: true, status: 200}}\n  - {answer: {}}\n  - {enqueue: {}}\n",
 			"FILE:4: tests[0].steps[0].tick: want 1 to 1000\nFILE:5: tests[0].steps[1].advance: time goes forward only\nFILE:6: tests[0].steps[2]: one thing happens in a step, here 2\n" +
-				"FILE:7: tests[0].steps[3]: nothing happens, and nothing is expected\nFILE:8: tests[0].steps[4].close: \"me\" is none of [\"client\" \"server\"]\n" +
+				"FILE:7: tests[0].steps[3]: nothing happens, and nothing is expected\nFILE:8: tests[0].steps[4].close: \"me\" is none of [\"client\" \"server\" \"half\"]\n" +
 				"FILE:9: tests[0].steps[5].request.backend.status: 7 is no HTTP status\nFILE:10: tests[0].steps[6].answer: a call that fails has no answer\n" +
 				"FILE:11: tests[0].steps[7].answer.upstream: is missing\nFILE:12: tests[0].steps[8].enqueue.queue: is missing\nFILE:12: tests[0].steps[8].enqueue.item: is missing"},
+		{"what is wrong with pieces", "tests.yaml", "tests:\n- name: a\n  steps:\n  - request:\n      open: true\n      backend: {status: 200}\n      more: true\n      trailers: {a: b}\n  - respond: {more: true, trailers: {a: b}}\n  - sendTrailers: a\n  - {send: a, sendLast: b}\n",
+			"FILE:6: tests[0].steps[0].request.backend: an open request is answered in a step, with respond\nFILE:7: tests[0].steps[0].request.more: nothing comes after trailers\n" +
+				"FILE:9: tests[0].steps[1].respond.more: nothing comes after trailers\nFILE:10: tests[0].steps[2].sendTrailers: want a mapping of names to values\n" +
+				"FILE:11: tests[0].steps[3]: one thing happens in a step, here 2"},
 		{"what is wrong with a request", "tests.yaml", "tests:\n- name: a\n  steps:\n  - request:\n      headers: {':path': /}\n      trailers: a\n      body: {file: x, json: 1}\n      chunks: [{file: none}, null]\n      properties: {a: null}\n",
 			"FILE:5: tests[0].steps[0].request.headers.:path: pseudo-headers are fields of their own: method, scheme, host, path, status\nFILE:6: tests[0].steps[0].request.trailers: want a mapping of names to values\n" +
 				"FILE:7: tests[0].steps[0].request.body.file: open DIR/x: no such file or directory\nFILE:7: tests[0].steps[0].request.body: want a text, or one of file, json\n" +

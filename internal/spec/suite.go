@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"context"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -41,6 +40,7 @@ type plugin struct {
 	AllowHeadersStop *bool                `spec:"allowHeadersStop" about:"Envoy's allow_on_headers_stop_iteration"`
 	BufferLimit      int                  `spec:"bufferLimit" about:"how many bytes of a body are held back; default 1 MiB"`
 	Now              timestamp            `spec:"now" about:"when the plugin is started, by its own clock, such as 2026-01-31T12:00:00Z"`
+	StopClock        *bool                `spec:"stopClock" about:"that clock stands still, but for steps with advance"`
 }
 
 // levels and policies are the words for them.
@@ -99,6 +99,7 @@ func (p plugin) over(base plugin) plugin {
 	or(&p.AllowHeadersStop, base.AllowHeadersStop)
 	or(&p.BufferLimit, base.BufferLimit)
 	or(&p.Now, base.Now)
+	or(&p.StopClock, base.StopClock)
 	return p
 }
 
@@ -117,7 +118,7 @@ func (p plugin) config(properties map[string]property) plugintest.Config {
 		LogLevel: plugintest.Level(max(0, slices.Index(levels, p.LogLevel))),
 		Policy:   plugintest.FailPolicy(max(0, slices.Index(policies, p.FailPolicy))),
 		MayFail:  isTrue(p.MayFail), AllowHeadersStop: isTrue(p.AllowHeadersStop),
-		BufferLimit: p.BufferLimit, Now: p.Now.Time,
+		BufferLimit: p.BufferLimit, Now: p.Now.Time, StopClock: isTrue(p.StopClock),
 	}
 	if p.Upstreams != nil {
 		c.Upstreams = map[string]func(plugintest.Request) plugintest.Response{}
@@ -255,14 +256,20 @@ func (t *test) CheckNode(d *document.Decoder, path string, n *document.Node) {
 // A step is one thing that happens, and what to expect then.
 type step struct {
 	At        document.Position
-	Request   *request        `spec:"request" about:"a request comes, as a whole; what becomes of it is awaited, unless the plugin holds it back"`
+	Request   *request        `spec:"request" about:"a request comes; what becomes of it is awaited, unless the plugin holds it back, or more of it comes in other steps"`
+	Last      *text           `spec:"sendLast" about:"the client of the last request sends the last piece of its body"`
+	Trailers  *headers        `spec:"sendTrailers" about:"the client of the last request sends trailers, with which it ends"`
+	Respond   *response       `spec:"respond" about:"the backend answers the last request, which is open"`
+	ReplyLast *text           `spec:"replyLast" about:"the backend sends the last piece of the answer's body"`
+	ReplyEnd  *headers        `spec:"replyTrailers" about:"the backend sends trailers, with which the answer ends"`
+	Broken    bool            `spec:"backendFails" about:"the connection to the backend of the last request breaks"`
 	Cancel    bool            `spec:"cancel" about:"the client of the last request goes away"`
 	Answer    *answer         `spec:"answer" about:"an HTTP call of the plugin's is answered"`
 	GRPC      *grpcAnswer     `spec:"grpc" about:"a gRPC call or stream of the plugin's is answered"`
 	Connect   *connect        `spec:"connect" about:"a TCP connection is opened"`
-	Send      *text           `spec:"send" about:"the client of the connection sends data"`
-	Reply     *text           `spec:"reply" about:"the server of the connection sends data"`
-	Close     string          `spec:"close" about:"who closes the connection: client or server"`
+	Send      *text           `spec:"send" about:"the client of the connection sends data, or that of the last request a piece of its body"`
+	Reply     *text           `spec:"reply" about:"the server of the connection sends data, or the backend a piece of the answer's body"`
+	Close     string          `spec:"close" about:"who closes the connection: client, server, or half: the client its side alone"`
 	Tick      int             `spec:"tick" about:"the plugin's tick is called so many times"`
 	Advance   time.Duration   `spec:"advance" about:"time passes, and ticks with it"`
 	SetShared map[string]text `spec:"setShared" about:"others change the data that the plugin shares with them"`
@@ -285,7 +292,7 @@ func (s *step) CheckNode(d *document.Decoder, path string, n *document.Node) {
 	case len(n.Fields) == 0:
 		d.Fail(path, n, "nothing happens, and nothing is expected")
 	}
-	oneOf(d, path, n, "close", s.Close, []string{"client", "server"})
+	oneOf(d, path, n, "close", s.Close, []string{"client", "server", "half"})
 	if f := n.Field("tick"); f != nil && (s.Tick < 1 || s.Tick > 1000) {
 		d.Fail(path+".tick", f, "want 1 to 1000")
 	}
@@ -305,6 +312,23 @@ type request struct {
 	Trailers   headers             `spec:"trailers" about:"as headers"`
 	Properties map[string]property `spec:"properties" about:"properties of this request, besides those of the test"`
 	Backend    *response           `spec:"backend" about:"the answer to this request, if it comes so far"`
+	More       bool                `spec:"more" about:"more of the request comes, in steps with send, sendLast and sendTrailers"`
+	Open       bool                `spec:"open" about:"the backend answers in steps of its own, with respond, reply, replyLast and replyTrailers"`
+}
+
+// CheckNode checks what the types do not.
+func (r *request) CheckNode(d *document.Decoder, path string, n *document.Node) {
+	if r.Open && r.Backend != nil {
+		d.Fail(path+".backend", n.Field("backend"), "an open request is answered in a step, with respond")
+	}
+	checkMore(d, path, n, r.More)
+}
+
+// checkMore wants nothing to come after trailers.
+func checkMore(d *document.Decoder, path string, n *document.Node, more bool) {
+	if more && n.Field("trailers") != nil {
+		d.Fail(path+".more", n.Field("more"), "nothing comes after trailers")
+	}
 }
 
 type response struct {
@@ -313,11 +337,13 @@ type response struct {
 	Body     *text   `spec:"body" about:"the body"`
 	Chunks   []text  `spec:"chunks" about:"more pieces of the body; the plugin sees each by itself"`
 	Trailers headers `spec:"trailers" about:"as headers"`
+	More     bool    `spec:"more" about:"more of it comes, in steps with reply, replyLast and replyTrailers"`
 }
 
-// CheckNode checks the status.
+// CheckNode checks what the types do not.
 func (r *response) CheckNode(d *document.Decoder, path string, n *document.Node) {
 	checkStatus(d, path, n, r.Status)
+	checkMore(d, path, n, r.More)
 }
 
 func checkStatus(d *document.Decoder, path string, n *document.Node, status int) {
@@ -335,7 +361,7 @@ func (r *response) answerer() func(plugintest.Request) plugintest.Response {
 }
 
 func (r *response) response() plugintest.Response {
-	return plugintest.Response{Status: r.Status, Headers: plugintest.Headers(r.Headers), Body: r.Body.String(), Chunks: stringsOf(r.Chunks), Trailers: plugintest.Headers(r.Trailers)}
+	return plugintest.Response{Status: r.Status, Headers: plugintest.Headers(r.Headers), Body: r.Body.String(), Chunks: stringsOf(r.Chunks), Trailers: plugintest.Headers(r.Trailers), More: r.More}
 }
 
 // A text is bytes: written out, from a file, or a value as JSON.
@@ -529,7 +555,7 @@ func suiteTests(d *document.Decoder, file string, n *document.Node, opts Options
 		default:
 			module = beside(project(file)+"/.", defaultModule)
 		}
-		all = append(all, &Test{Name: t.Name, Line: t.At.Line, module: module, run: func(_ context.Context, r *run) {
+		all = append(all, &Test{Name: t.Name, Line: t.At.Line, module: module, run: func(r *run) {
 			(&suiteRun{run: r, test: t, backend: s.Backend}).all(module)
 		}})
 	}

@@ -18,6 +18,7 @@ type suiteRun struct {
 
 	plugin  *plugintest.Plugin
 	stream  *plugintest.Stream // of the last request
+	steps   bool               // that request, or its response, comes in more than one
 	conn    *plugintest.Conn   // the last one
 	reached *plugintest.Request
 	called  []madeCall // foreign functions, in this step
@@ -132,8 +133,8 @@ func (r *suiteRun) take(s step) {
 	switch {
 	case s.Request != nil:
 		r.begin(*s.Request)
-	case s.Cancel:
-		r.needStream().Cancel()
+	case s.Last != nil, s.Trailers != nil, s.Respond != nil, s.ReplyLast != nil, s.ReplyEnd != nil, s.Broken, s.Cancel:
+		r.proceed(s)
 	case s.Answer != nil:
 		r.answer(*s.Answer)
 	case s.GRPC != nil:
@@ -141,14 +142,16 @@ func (r *suiteRun) take(s step) {
 	case s.Connect != nil:
 		r.conn = p.Connect(values(s.Connect.Properties))
 		r.stream = nil
+	case s.Send != nil && r.stream != nil:
+		r.stream.Send(s.Send.String())
 	case s.Send != nil:
 		r.needConn().Send(s.Send.String())
+	case s.Reply != nil && r.stream != nil:
+		r.stream.Reply(s.Reply.String())
 	case s.Reply != nil:
 		r.needConn().Reply(s.Reply.String())
-	case s.Close == "client":
-		r.needConn().CloseClient()
-	case s.Close == "server":
-		r.needConn().CloseServer()
+	case s.Close != "":
+		r.close(r.needConn(), s.Close)
 	case s.Tick > 0:
 		for range s.Tick {
 			p.Tick()
@@ -163,16 +166,48 @@ func (r *suiteRun) take(s step) {
 	sorted(s.SetShared, func(key string, value text) { p.SetShared(key, string(value)) })
 }
 
+// proceed has a request go on that comes in steps.
+func (r *suiteRun) proceed(s step) {
+	stream := r.needStream()
+	switch {
+	case s.Last != nil:
+		stream.SendLast(s.Last.String())
+	case s.Trailers != nil:
+		stream.SendTrailers(plugintest.Headers(*s.Trailers))
+	case s.Respond != nil:
+		stream.Respond(s.Respond.response())
+	case s.ReplyLast != nil:
+		stream.ReplyLast(s.ReplyLast.String())
+	case s.ReplyEnd != nil:
+		stream.ReplyTrailers(plugintest.Headers(*s.ReplyEnd))
+	case s.Broken:
+		stream.Fail()
+	case s.Cancel:
+		stream.Cancel()
+	}
+}
+
+func (r *suiteRun) close(c *plugintest.Conn, who string) {
+	switch who {
+	case "client":
+		c.CloseClient()
+	case "server":
+		c.CloseServer()
+	case "half":
+		c.CloseWrite()
+	}
+}
+
 func (r *suiteRun) needStream() *plugintest.Stream {
 	if r.stream == nil {
-		r.Fatalf("there was no request yet")
+		r.Fatalf("there was no request yet, in a step before")
 	}
 	return r.stream
 }
 
 func (r *suiteRun) needConn() *plugintest.Conn {
 	if r.conn == nil {
-		r.Fatalf("there is no connection yet")
+		r.Fatalf("there is no connection yet: connect in a step before")
 	}
 	return r.conn
 }
@@ -183,7 +218,13 @@ func (r *suiteRun) begin(q request) {
 	sent := plugintest.Request{
 		Method: q.Method, Scheme: q.Scheme, Host: q.Host, Path: q.Path,
 		Headers: plugintest.Headers(q.Headers), Body: q.Body.String(), Chunks: stringsOf(q.Chunks), Trailers: plugintest.Headers(q.Trailers),
-		Properties: values(q.Properties),
+		Properties: values(q.Properties), More: q.More,
+	}
+	r.steps = q.More || q.Open || q.Backend != nil && q.Backend.More
+	if q.Open {
+		r.stream = r.plugin.Open(nil)
+		r.stream.Request(sent)
+		return
 	}
 	if q.Backend != nil {
 		sent.Backend = func(got plugintest.Request) plugintest.Response {
@@ -268,38 +309,55 @@ func (r *suiteRun) checkCalls(e *expect) {
 
 // checkStream checks what became of the last request.
 func (r *suiteRun) checkStream(e *expect) {
-	if e.Held == "" && e.Reached == nil && e.Upstream == nil && e.Response == nil && e.Local == nil && e.Reset == nil {
+	if e.Held == "" && e.Reached == nil && e.Upstream == nil && e.Response == nil && e.Local == nil && e.Reset == nil && e.Done == nil {
 		return
 	}
-	now := r.heldNow()
+	now, reached := r.heldNow(), r.atBackend()
 	if e.Held != "" && e.Held != now {
 		r.failAt(e.At.Of("held").Line, "%s.held: want %s\nhave %s", e.At.Path, e.Held, now)
 	}
-	checkBool(r.run, e.At, "reached", e.Reached, r.reached != nil)
+	checkBool(r.run, e.At, "reached", e.Reached, reached != nil)
+	checkBool(r.run, e.At, "done", e.Done, r.stream.Done())
 	switch {
 	case e.Upstream == nil:
-	case r.reached == nil:
+	case reached == nil:
 		r.failAt(e.Upstream.At.Line, "%s: the request did not reach the backend", e.Upstream.At.Path)
 	default:
-		e.Upstream.check(r.run, *r.reached)
+		e.Upstream.check(r.run, *reached)
 	}
 	r.checkResult(e)
 }
 
 // heldNow says what the plugin holds back of the last request.
 func (r *suiteRun) heldNow() string {
-	switch {
-	case !r.needStream().Paused():
-		return "nothing"
-	case r.reached == nil:
+	switch s := r.needStream(); {
+	case s.ResponsePaused():
+		return "response"
+	case s.RequestPaused():
 		return "request"
 	}
-	return "response"
+	return "nothing"
+}
+
+// atBackend is what of the last request is there: so far, if it comes in steps.
+func (r *suiteRun) atBackend() *plugintest.Request {
+	if r.reached != nil || !r.steps {
+		return r.reached
+	}
+	return r.needStream().ToServer()
 }
 
 // checkResult checks what the client got.
 func (r *suiteRun) checkResult(e *expect) {
 	if e.Response == nil && e.Local == nil && e.Reset == nil {
+		return
+	}
+	if e.Local == nil && e.Reset == nil && r.steps && !r.stream.Done() && r.stream.ToClient() != nil {
+		e.Response.check(r.run, *r.stream.ToClient())
+		return
+	}
+	if r.steps && !r.stream.Done() && !r.stream.Paused() {
+		r.failAt(e.At.Line, "%s: the last request is not over", e.At.Path)
 		return
 	}
 	if r.stream.Paused() {
@@ -311,7 +369,7 @@ func (r *suiteRun) checkResult(e *expect) {
 	switch {
 	case e.Response == nil:
 	case res.Reset:
-		r.failAt(e.Response.At.Line, "%s: the plugin closed the stream", e.Response.At.Path)
+		r.failAt(e.Response.At.Line, "%s: the stream was reset", e.Response.At.Path)
 	default:
 		e.Response.check(r.run, res.Response)
 	}

@@ -16,9 +16,9 @@
 // mark are for reading only. Each command has a bash of its own, which stops at
 // the first failure in it; what it prints is all that is compared.
 //
-// A command that begins with curl is tried again until it prints what is said
-// or time is up, as a reader would do while a proxy takes over a change: such
-// commands must not change anything. Start at [Parse].
+// A command that begins with curl, or asks for the status, is tried again until it
+// prints what is said or time is up, as a reader would do while a proxy takes over
+// a change: such commands must not change anything. Start at [Parse].
 package readme
 
 import (
@@ -31,8 +31,10 @@ import (
 	"time"
 )
 
-// again is how long to wait before a command is tried again.
-const again = 100 * time.Millisecond
+const (
+	again   = 100 * time.Millisecond // how long to wait before a command is tried again
+	attempt = 20 * time.Second       // how long one try may take, if others may follow
+)
 
 // A Command is one command and what it prints.
 type Command struct {
@@ -107,17 +109,33 @@ func trimLines(text string) string {
 	return b.String()
 }
 
+// asks says whether c only asks for something that may not be so yet.
+func (c Command) asks() bool {
+	return strings.HasPrefix(c.Text, "curl ") || strings.HasPrefix(c.Text, "bin/chandler status")
+}
+
 // Run runs c in folder dir with environment env (as in [exec.Cmd]) and compares
-// what it prints. A command that begins with curl it tries again until ctx ends.
+// what it prints. A command that asks it tries again until ctx ends, and then tells
+// of the last try that came to its end.
 func (c Command) Run(ctx context.Context, dir string, env []string) error {
+	if !c.asks() {
+		return c.once(ctx, dir, env)
+	}
+	var last error
 	for {
-		err := c.once(ctx, dir, env)
-		if err == nil || !strings.HasPrefix(c.Text, "curl ") {
-			return err
+		try, cancel := context.WithTimeout(ctx, attempt)
+		err := c.once(try, dir, env)
+		cut := try.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case last == nil || !cut:
+			last = err
 		}
 		select {
 		case <-ctx.Done():
-			return err
+			return last
 		case <-time.After(again):
 		}
 	}

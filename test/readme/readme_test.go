@@ -2,9 +2,11 @@ package readme
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -117,5 +119,38 @@ func TestRunGivesUp(t *testing.T) {
 	cancel()
 	if err := (Command{Text: "curl --version", Want: []string{"never"}}).Run(ctx, t.TempDir(), nil); err == nil {
 		t.Error("Run = nil, want an error")
+	}
+}
+
+// TestRunCut has a command whose second try is cut short: the first is what is told of.
+func TestRunCut(t *testing.T) {
+	dir := t.TempDir()
+	const script = "#!/bin/sh\nif [ -e first ]; then echo >second; exec sleep 600; fi\ntouch first\necho first\n"
+	if err := errors.Join(syscall.Mkfifo(filepath.Join(dir, "second"), 0o600), os.WriteFile(filepath.Join(dir, "curl"), []byte(script), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	read := make(chan error, 1)
+	go func() {
+		defer cancel()
+		_, err := os.ReadFile(filepath.Join(dir, "second")) // waits for it
+		read <- err
+	}()
+	err := Command{Text: "curl x", Want: []string{"never"}}.Run(ctx, dir, []string{"PATH=" + dir + ":" + os.Getenv("PATH")})
+	if err == nil || !strings.Contains(err.Error(), "prints:\nfirst\n") {
+		t.Errorf("error = %v, want one that shows the first try", err)
+	}
+	if err := <-read; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAsks(t *testing.T) {
+	for text, want := range map[string]bool{
+		"curl -s localhost": true, "bin/chandler status": true, "bin/chandler plugin build x": false, "curly": false, "echo curl ": false,
+	} {
+		if got := (Command{Text: text}).asks(); got != want {
+			t.Errorf("%q asks: %v, want %v", text, got, want)
+		}
 	}
 }

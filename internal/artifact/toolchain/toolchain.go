@@ -59,18 +59,38 @@ var marks = [...]struct {
 
 // Detect says what the plugin in a folder is written in.
 func Detect(dir string) (Language, error) {
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return "", fmt.Errorf("look for a plugin: %s is a file, want the plugin's folder, such as %s", dir, filepath.Dir(dir))
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return "", fmt.Errorf("look for a plugin: %w", err)
 	}
+	if language := marked(entries); language != "" {
+		return language, nil
+	}
+	mend := "chandler plugin init begins one"
+	if above := filepath.Join(dir, ".."); hasPlugin(above) {
+		mend = "did you mean " + above + "?"
+	}
+	return "", fmt.Errorf("look for a plugin: %s has no go.mod, Cargo.toml, asconfig.json, package.json or C++ source; %s", dir, mend)
+}
+
+// marked is the language that the files of a folder tell, if they do.
+func marked(entries []os.DirEntry) Language {
 	for _, m := range marks {
 		for _, e := range entries {
 			if slices.ContainsFunc(m.patterns, func(p string) bool { ok, _ := filepath.Match(p, e.Name()); return ok }) {
-				return m.language, nil
+				return m.language
 			}
 		}
 	}
-	return "", fmt.Errorf("look for a plugin: %s has no go.mod, Cargo.toml, asconfig.json, package.json or C++ source", dir)
+	return ""
+}
+
+func hasPlugin(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err == nil && marked(entries) != ""
 }
 
 // A MissingError says that part of a toolchain is not installed.

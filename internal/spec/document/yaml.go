@@ -51,6 +51,9 @@ var yamlLine = regexp.MustCompile(`^yaml: (?:unmarshal errors:\n\s*)?line (\d+):
 func yamlProblem(err error) *Problem {
 	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
 		line, _ := strconv.Atoi(m[1]) // digits
+		if strings.HasPrefix(m[2], "did not find expected") {
+			line++ // the parser, other than the scanner, counts from 0
+		}
 		return &Problem{Line: line, Message: "not YAML: " + m[2]}
 	}
 	return &Problem{Message: "not YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}

@@ -73,14 +73,11 @@ func verdictLines(e spec.Event, lines []string) string {
 func seconds(d time.Duration, digits int) string { return fmt.Sprintf("%.*fs", digits, d.Seconds()) }
 
 func (t *Text) suite(e spec.Event) {
-	if t.Verbose && e.Action == spec.Pass {
-		t.print("PASS\n")
-	}
-	t.print("%s", suiteLine(e, t.ran))
+	t.print("%s", suiteLines(e, t.ran, t.Verbose))
 }
 
-// suiteLine is what go test prints when a package is over.
-func suiteLine(e spec.Event, ran int) string {
+// suiteLines are what go test prints when a package is over.
+func suiteLines(e spec.Event, ran int, verbose bool) string {
 	if e.Action == spec.Fail {
 		return fmt.Sprintf("FAIL\nFAIL\t%s\t%s\n", e.Suite, seconds(e.Elapsed, 3))
 	}
@@ -88,7 +85,11 @@ func suiteLine(e spec.Event, ran int) string {
 	if ran == 0 {
 		none = " [no tests to run]"
 	}
-	return fmt.Sprintf("ok  \t%s\t%s%s\n", e.Suite, seconds(e.Elapsed, 3), none)
+	pass := ""
+	if verbose {
+		pass = "PASS\n"
+	}
+	return fmt.Sprintf("%sok  \t%s\t%s%s\n", pass, e.Suite, seconds(e.Elapsed, 3), none)
 }
 
 func (t *Text) print(format string, a ...any) {
@@ -140,7 +141,7 @@ func (j *JSON) Take(e spec.Event) {
 		if e.Test != "" {
 			j.output(e, verdictLines(e, j.lines))
 		} else {
-			j.output(e, suiteLine(e, j.ran))
+			j.output(e, suiteLines(e, j.ran, true))
 		}
 		j.print(e, map[spec.Action]string{spec.Pass: "pass", spec.Fail: "fail"}[e.Action])
 	}

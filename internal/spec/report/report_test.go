@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"errors"
+	"io"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -141,12 +143,46 @@ func TestJSON(t *testing.T) {
 		"a.yaml bad":      "=== RUN   bad\n--- FAIL: bad (1.50s)\n    a.yaml:5: want \"<a>\"\n        have \"b\"\n    a.yaml:6: more\n    calls:\n    --> proxy_on_tick(context=1)\n",
 		"a.yaml measured": "=== RUN   measured\nBenchmarkmeasured\t1\t5 ns/op\n--- PASS: measured (0.00s)\n",
 		"a.yaml ":         "FAIL\nFAIL\ta.yaml\t1.600s\n",
-		"b.yaml ":         "ok  \tb.yaml\t0.000s [no tests to run]\n",
+		"b.yaml ":         "PASS\nok  \tb.yaml\t0.000s [no tests to run]\n",
 		"c.yaml one":      "=== RUN   one\n--- PASS: one (0.00s)\n",
-		"c.yaml ":         "ok  \tc.yaml\t0.002s\n",
+		"c.yaml ":         "PASS\nok  \tc.yaml\t0.002s\n",
 	}
 	if diff := cmp.Diff(wantOutput, output); diff != "" {
 		t.Errorf("output (-want +got):\n%s", diff)
+	}
+}
+
+// TestTest2JSON compares with what Go itself makes of what go test -v prints.
+func TestTest2JSON(t *testing.T) {
+	type event struct{ Action, Package, Test, Output string }
+	read := func(r io.Reader) (all []event) {
+		for d := json.NewDecoder(r); d.More(); {
+			var e event
+			if err := d.Decode(&e); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, e)
+		}
+		return all
+	}
+	for _, suite := range []string{"a.yaml", "b.yaml", "c.yaml"} {
+		var verbose, ours bytes.Buffer
+		text, js := &Text{W: &verbose, Verbose: true}, &JSON{W: &ours}
+		for _, e := range events() {
+			if e.Suite == suite {
+				text.Take(e)
+				js.Take(e)
+			}
+		}
+		cmd := exec.Command("go", "tool", "test2json", "-p", suite)
+		cmd.Stdin = &verbose
+		theirs, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(read(bytes.NewReader(theirs)), read(&ours)); diff != "" {
+			t.Errorf("%s (-test2json +ours):\n%s", suite, diff)
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ func (*vm) OnVMStart(int) types.OnVMStartStatus {
 }
 
 func (*vm) NewPluginContext(id uint32) types.PluginContext {
-	root = &plugin{id: id, paused: map[uint32]bool{}}
+	root = &plugin{id: id, paused: map[uint32]func() error{}}
 	return root
 }
 
@@ -39,8 +39,8 @@ type plugin struct {
 	sizes    proxywasm.MetricHistogram
 	jobs     uint32
 	others   uint32
-	paused   map[uint32]bool // streams until the next tick, true for connections
-	tcp      bool            // the SDK takes a stream for one or the other
+	paused   map[uint32]func() error // streams until the next tick, with what they go on by
+	tcp      bool                    // the SDK takes a stream for one or the other
 }
 
 func (p *plugin) OnPluginStart(int) types.OnPluginStartStatus {
@@ -85,14 +85,10 @@ func (p *plugin) OnQueueReady(queue uint32) {
 func (p *plugin) OnTick() {
 	value, cas, _ := proxywasm.GetSharedData("ticks")
 	_ = proxywasm.SetSharedData("ticks", append(value, '.'), cas)
-	for id, conn := range p.paused {
+	for id, goOn := range p.paused {
 		delete(p.paused, id)
 		_ = proxywasm.SetEffectiveContext(id)
-		if conn {
-			_ = proxywasm.ContinueTcpStream()
-		} else {
-			_ = proxywasm.ResumeHttpResponse()
-		}
+		_ = goOn()
 	}
 }
 
@@ -119,7 +115,33 @@ type stream struct {
 	plugin *plugin
 	id     uint32
 	path   string
+	hold   string // what is held back until the next tick: a message's headers or trailers
 	size   int
+}
+
+// held holds back a part of a message if the request wants it so.
+func (s *stream) held(part string, goOn func() error) types.Action {
+	if s.hold != part {
+		return types.ActionContinue
+	}
+	s.plugin.paused[s.id] = goOn
+	return types.ActionPause
+}
+
+// piece is what becomes of a piece of a body that says so itself.
+func (s *stream) piece(data []byte, goOn func() error) types.Action {
+	switch {
+	case bytes.HasSuffix(data, []byte("hold")):
+		s.plugin.paused[s.id] = goOn
+		return types.ActionPause
+	case bytes.HasSuffix(data, []byte("stop")):
+		_ = proxywasm.SendHttpResponse(403, [][2]string{{"x-local", "yes"}}, []byte("stopped"), -1)
+		return types.ActionPause
+	case bytes.HasSuffix(data, []byte("reset")):
+		closeStream(0)
+		return types.ActionPause
+	}
+	return types.ActionContinue
 }
 
 func (s *stream) OnHttpRequestHeaders(int, bool) types.Action {
@@ -168,7 +190,8 @@ func (s *stream) OnHttpRequestHeaders(int, bool) types.Action {
 		s.grpc()
 	}
 	_ = proxywasm.AddHttpRequestHeader("x-seen", s.path)
-	return types.ActionContinue
+	s.hold, _ = proxywasm.GetHttpRequestHeader("x-hold")
+	return s.held("request headers", proxywasm.ResumeHttpRequest)
 }
 
 func (s *stream) allowed(_, size, _ int) {
@@ -184,7 +207,8 @@ func (s *stream) allowed(_, size, _ int) {
 
 func (s *stream) OnHttpRequestBody(size int, end bool) types.Action {
 	if s.path != "/body" {
-		return types.ActionContinue
+		data, _ := proxywasm.GetHttpRequestBody(0, size)
+		return s.piece(data, proxywasm.ResumeHttpRequest)
 	}
 	if !end {
 		return types.ActionPause
@@ -196,14 +220,14 @@ func (s *stream) OnHttpRequestBody(size int, end bool) types.Action {
 
 func (s *stream) OnHttpRequestTrailers(int) types.Action {
 	_ = proxywasm.AddHttpRequestTrailer("x-trailer", "request")
-	return types.ActionContinue
+	return s.held("request trailers", proxywasm.ResumeHttpRequest)
 }
 
 func (s *stream) OnHttpResponseHeaders(int, bool) types.Action {
 	_ = proxywasm.AddHttpResponseHeader("x-everything", s.path)
 	switch s.path {
 	case "/late":
-		s.plugin.paused[s.id] = false
+		s.plugin.paused[s.id] = proxywasm.ResumeHttpResponse
 		return types.ActionPause
 	case "/replace":
 		_ = proxywasm.SendHttpResponse(502, nil, []byte("replaced"), -1)
@@ -211,7 +235,7 @@ func (s *stream) OnHttpResponseHeaders(int, bool) types.Action {
 	case "/panic-late":
 		panic("as asked")
 	}
-	return types.ActionContinue
+	return s.held("response headers", proxywasm.ResumeHttpResponse)
 }
 
 func (s *stream) OnHttpResponseBody(size int, end bool) types.Action {
@@ -219,12 +243,13 @@ func (s *stream) OnHttpResponseBody(size int, end bool) types.Action {
 	if s.path == "/body" {
 		_ = proxywasm.AppendHttpResponseBody([]byte("|"))
 	}
-	return types.ActionContinue
+	data, _ := proxywasm.GetHttpResponseBody(0, size)
+	return s.piece(data, proxywasm.ResumeHttpResponse)
 }
 
 func (s *stream) OnHttpResponseTrailers(int) types.Action {
 	_ = proxywasm.AddHttpResponseTrailer("x-trailer", "response")
-	return types.ActionContinue
+	return s.held("response trailers", proxywasm.ResumeHttpResponse)
 }
 
 func (s *stream) OnHttpStreamDone() {
@@ -241,7 +266,7 @@ type conn struct {
 
 func (c *conn) OnNewConnection() types.Action {
 	if gate, _ := proxywasm.GetProperty([]string{"gate"}); string(gate) == "shut" {
-		c.plugin.paused[c.id] = true
+		c.plugin.paused[c.id] = proxywasm.ContinueTcpStream
 		return types.ActionPause
 	}
 	_ = proxywasm.SetProperty([]string{"greeted"}, []byte("yes"))
@@ -255,7 +280,7 @@ func (c *conn) OnDownstreamData(size int, end bool) types.Action {
 		_ = proxywasm.CloseDownstream()
 		return types.ActionPause
 	case bytes.HasPrefix(data, []byte("wait")):
-		c.plugin.paused[c.id] = true
+		c.plugin.paused[c.id] = proxywasm.ContinueTcpStream
 		return types.ActionPause
 	case !end && !bytes.HasSuffix(data, []byte("\n")):
 		return types.ActionPause
