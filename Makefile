@@ -19,7 +19,7 @@ E2E_KUBE  := ./test/kube ./test/kubernetes
 E2E        = $(filter-out $(E2E_API) $(E2E_KUBE),$(call tests,'^//go:build e2e$$'))
 
 # The end-to-end tests that are not about an Envoy process; they are run on the engine too.
-ON_ENGINE := TestAgentStopped|TestAgentSignals|TestControl|TestImages|TestPull|TestHTTP|TestFailing|TestPlugins|TestModule|TestDeleted|TestMany|TestFiles|TestGateway|TestSidecar|TestNetwork|TestOrder
+ON_ENGINE := TestAgentStopped|TestAgentSignals|TestStatusOf|TestControl|TestImages|TestPull|TestHTTP|TestFailing|TestPlugins|TestModule|TestDeleted|TestMany|TestFiles|TestGateway|TestSidecar|TestNetwork|TestOrder
 
 # One compilation, with these, serves the binary, the linters and the end-to-end
 # tests; only the race detector needs another.

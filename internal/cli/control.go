@@ -64,7 +64,7 @@ certificate of the CA in --ca-dir, which "control issue" makes.`,
 	flags.BoolVar(&k.cfg.Remote, "allow-remote", false, "allow --xds to be an address that is not loopback; nothing is encrypted there")
 	flags.BoolVar(&k.cfg.Pprof, "pprof", false, "serve profiles at /debug/pprof")
 	flags.StringVar(&k.webhook, "webhook", "", "`ADDRESS` of the injector of sidecars, over TLS (default: none)")
-	flags.StringVar(&k.inject.Image, "inject-image", "chandler", "`IMAGE` of sidecars and gateways")
+	flags.StringVar(&k.inject.Image, "inject-image", defaultImage, "`IMAGE` of sidecars and gateways")
 	flags.StringVar(&k.inject.EnvoyImage, "inject-envoy-image", "", "`IMAGE` of those with an Envoy (default: that of --inject-image)")
 	flags.StringVar(&k.inject.Proxy, "inject-proxy", inject.Engine, "`KIND` of their proxy: engine or envoy")
 	flags.StringVar((*string)(&k.inject.PullPolicy), "inject-pull-policy", "", "`POLICY` of pulling the image, as in Kubernetes")

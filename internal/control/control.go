@@ -22,6 +22,7 @@ import (
 	"net/http"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -90,6 +91,7 @@ type Plane struct {
 	gate       *identity.Gate // nil: no secure port
 	status     *clientStatus  // for peers
 	peers      *peers         // nil: none
+	listeners  listeners      // that classes have
 	news       news           // of resources and of what proxies do
 	changed    chan struct{}  // the same, for whoever leads; holds one
 	settled    time.Time      // proxies that were there before the start have come back
@@ -122,7 +124,8 @@ func Listen(ctx context.Context, cfg Config) (*Plane, error) {
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	appeared := make(chan struct{}, 1)
 	p.xds = xds.New(xds.Config{
-		Class:      class,
+		Class:      func(ctx context.Context, n *corev3.Node) (string, error) { return class(ctx, p.World(), n) },
+		Bound:      bound,
 		Appeared:   func() { signal(appeared) },
 		Changed:    p.tell,
 		Log:        cfg.Log,

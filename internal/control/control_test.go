@@ -58,7 +58,7 @@ func run(t *testing.T, f func(context.Context) error) {
 
 func testPublisher(t *testing.T) *publisher {
 	server := xds.New(xds.Config{Class: func(ctx context.Context, n *corev3.Node) (string, error) {
-		return class(context.WithValue(ctx, plaintext{}, true), n)
+		return class(context.WithValue(ctx, plaintext{}, true), nil, n)
 	}})
 	log := slog.New(slog.DiscardHandler)
 	return newPublisher(server, make(chan struct{}), mesh.Options{}, newProblems(log, prometheus.NewRegistry()), log)

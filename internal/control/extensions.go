@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"maps"
 	"net/http"
 	"slices"
 
@@ -29,42 +30,31 @@ type Extension struct {
 const MissingHeader = "Chandler-Missing-Replica"
 
 // Extensions is what has become of each extension at the proxies of all replicas:
-// those of the resources, in their order, then what else proxies want. missing are
-// the addresses of replicas that do not answer. Safe for concurrent use.
+// those of the resources, in their order, then what else proxies are to run or want.
+// missing are the addresses of replicas that do not answer. Safe for concurrent use.
 func (p *Plane) Extensions(ctx context.Context) (all []Extension, missing []string) {
-	proxies := p.xds.Proxies()
+	to := p.deliveries()
 	if p.peers != nil {
-		var theirs []xds.Proxy
-		theirs, missing = p.peers.fetch(ctx)
-		proxies = newest(append(proxies, theirs...))
+		var told []map[string]delivered
+		told, missing = p.peers.fetch(ctx)
+		merge(to, told)
 	}
 	var world []*mesh.Extension
 	if gen := p.publisher.generation(); gen != nil {
 		world = gen.world.AllExtensions()
 	}
-	return extensions(world, xds.Extensions(proxies)), missing
+	return extensions(world, to, xds.Extensions(p.xds.Proxies())), missing
 }
 
-// newest is proxies without those that have a newer connection, sorted by id.
-func newest(proxies []xds.Proxy) []xds.Proxy {
-	slices.SortStableFunc(proxies, func(a, b xds.Proxy) int {
-		return cmp.Or(cmp.Compare(a.ID, b.ID), b.Connected.Compare(a.Connected))
-	})
-	return slices.CompactFunc(proxies, func(a, b xds.Proxy) bool { return a.ID == b.ID })
-}
-
-// extensions joins what is written with what became of it.
-func extensions(written []*mesh.Extension, became []xds.Extension) []Extension {
-	out := make([]Extension, 0, len(written)+len(became))
+// extensions joins what is written with what proxies are to run, and with what they
+// want although there is no such thing.
+func extensions(written []*mesh.Extension, to map[string]delivered, wanted []xds.Extension) []Extension {
+	out := make([]Extension, 0, len(written)+len(to))
 	taken := make(map[string]bool, len(written))
 	for _, e := range written {
 		taken[e.Resource] = true
-		found := xds.Extension{Name: e.Resource, Running: map[string]int{}}
-		if i, ok := slices.BinarySearchFunc(became, e.Resource, func(x xds.Extension, name string) int { return cmp.Compare(x.Name, name) }); ok {
-			found = became[i]
-		}
 		out = append(out, Extension{
-			Extension: found,
+			Extension: to[e.Resource].sum(e.Resource),
 			Kind:      e.Object.GetObjectKind().GroupVersionKind().Kind,
 			Namespace: e.Object.GetNamespace(),
 			Resource:  e.Object.GetName(),
@@ -72,12 +62,34 @@ func extensions(written []*mesh.Extension, became []xds.Extension) []Extension {
 			Priority:  e.Priority,
 		})
 	}
-	for _, e := range became {
-		if !taken[e.Name] {
-			out = append(out, Extension{Extension: e})
+	others := make(map[string]xds.Extension)
+	for _, e := range wanted {
+		others[e.Name] = e
+	}
+	for name, d := range to {
+		others[name] = d.sum(name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(others)) {
+		if !taken[name] {
+			out = append(out, Extension{Extension: others[name]})
 		}
 	}
 	return out
+}
+
+// sum is what proxies do with the extension of that name, counted as status does: one
+// that still runs an older version is pending, if it does not refuse the newest.
+func (d delivered) sum(name string) xds.Extension {
+	e := xds.Extension{Name: name, Running: make(map[string]int)}
+	for _, m := range d.proxies {
+		held := m.held
+		if held.State == xds.Missing || held.State == xds.Acked && !d.newest(m) {
+			held.State = xds.Pending
+		}
+		e.Add(m.id, held)
+	}
+	slices.SortFunc(e.Refused, func(a, b xds.Refusal) int { return cmp.Compare(a.Proxy, b.Proxy) })
+	return e
 }
 
 // extensionPage is Extensions as JSON.

@@ -27,9 +27,27 @@ func TestExtensions(t *testing.T) {
 		t.Fatal(problems)
 	}
 	written := world.AllExtensions()
-	running := xds.Extension{Name: written[0].Resource, Wanted: 2, Running: map[string]int{"v": 2}, Modules: map[string]int{"sha256:aa": 2}}
-	foreign := xds.Extension{Name: "filter", Wanted: 1, Running: map[string]int{}, Pending: 1}
-	got := extensions(written, []xds.Extension{running, foreign})
+	held := func(version string, state xds.State) xds.Held {
+		return xds.Held{State: state, Version: version, Running: version, Module: "sha256:aa"}
+	}
+	refuses := xds.Held{State: xds.Nacked, Version: "v", Running: "v0", Reason: "listener l: taken"}
+	to := map[string]delivered{
+		written[0].Resource: {versions: []string{"v"}, proxies: []member{
+			{id: "d", want: "v", held: refuses}, {id: "a", want: "v", held: held("v", xds.Acked)}, {id: "b", want: "v", held: held("v", xds.Acked)},
+			{id: "behind", want: "v", held: held("v0", xds.Acked)}, {id: "asks", want: "v", held: xds.Held{State: xds.Missing}}, {id: "c", want: "v", held: refuses},
+		}},
+		"patched": {versions: []string{"w"}, proxies: []member{{id: "a", want: "w", held: xds.Held{State: xds.Pending}}}},
+	}
+	running := xds.Extension{
+		Name: written[0].Resource, Wanted: 6, Running: map[string]int{"v": 2, "v0": 3}, Modules: map[string]int{"sha256:aa": 3}, Pending: 2,
+		Refused: []xds.Refusal{
+			{Proxy: "c", Version: "v", Running: "v0", Reason: "listener l: taken"},
+			{Proxy: "d", Version: "v", Running: "v0", Reason: "listener l: taken"},
+		},
+	}
+	foreign := xds.Extension{Name: "filter", Wanted: 1, Running: map[string]int{}, Missing: 1}
+	patched := xds.Extension{Name: "patched", Wanted: 1, Running: map[string]int{}, Pending: 1}
+	got := extensions(written, to, []xds.Extension{foreign, {Name: "patched", Wanted: 7}})
 	text, err := json.MarshalIndent(got, "", " ")
 	if err != nil {
 		t.Fatal(err)
@@ -38,6 +56,7 @@ func TestExtensions(t *testing.T) {
 		{Extension: running, Kind: "WasmPlugin", Namespace: "default", Resource: "auth", Phase: "AUTHZ"},
 		{Extension: xds.Extension{Name: written[1].Resource, Running: map[string]int{}}, Kind: "WasmPlugin", Namespace: "default", Resource: "idle", Phase: "UNSPECIFIED_PHASE"},
 		{Extension: foreign},
+		{Extension: patched},
 	}
 	var back []Extension
 	if err := json.Unmarshal(text, &back); err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	extensionsv1alpha1 "istio.io/client-go/pkg/apis/extensions/v1alpha1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/chandler-proxy/chandler/internal/fetch"
 	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/resource"
+	"github.com/chandler-proxy/chandler/internal/source"
 	"github.com/chandler-proxy/chandler/internal/status"
 	"github.com/chandler-proxy/chandler/internal/xds"
 )
@@ -31,19 +33,44 @@ func TestFacts(t *testing.T) {
 	broken := plugin.DeepCopy()
 	broken.Name, broken.Spec.Url = "broken", "ftp://there"
 	meta := metav1.ObjectMeta{Namespace: "default", Name: "gw"}
-	written := []resource.Object{plugin, broken,
+	changed := plugin.DeepCopy()
+	changed.Name = "changed"
+	refused := func(name string) resource.Problem {
+		return resource.Problem{Kind: "WasmPlugin", Namespace: "default", Name: name, Message: "spec.phase: no such phase"}
+	}
+	namespace := &corev1.Namespace{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
+		ObjectMeta: metav1.ObjectMeta{Name: "default", Labels: map[string]string{"istio.io/rev": "canary"}},
+	}
+	written := []resource.Object{plugin, broken, changed,
 		&networkingv1.Gateway{TypeMeta: metav1.TypeMeta{APIVersion: "networking.istio.io/v1", Kind: "Gateway"}, ObjectMeta: meta},
 		&gatewayv1.Gateway{TypeMeta: metav1.TypeMeta{APIVersion: "gateway.networking.k8s.io/v1", Kind: "Gateway"}, ObjectMeta: meta},
+		namespace,
 	}
 	world, problems := mesh.New(written, mesh.Options{})
-	problems = append(problems, resource.Problem{Kind: "Gateway", Namespace: "default", Name: "gw", Message: "of which of the two?"})
+	problems = append(problems, resource.Problem{Kind: "Gateway", Namespace: "default", Name: "gw", Message: "of which of the two?"},
+		refused("changed"), refused("never"))
 	extension := world.AllExtensions()[0]
+	never := source.Refused{Key: resource.Key{Group: "extensions.istio.io", Kind: "WasmPlugin", Namespace: "default", Name: "never"}, UID: "n", Generation: 1}
+	since := source.Refused{Key: resource.KeyOf(changed), UID: "u", Generation: 4}
 
-	res, err := xds.NewEncoder().Encode(&corev3.TypedExtensionConfig{Name: extension.Resource})
+	if extension.Object.GetName() != "auth" {
+		t.Fatalf("the first extension is %s", extension.Resource)
+	}
+	encoder := xds.NewEncoder()
+	res, err := encoder.Encode(&corev3.TypedExtensionConfig{Name: extension.Resource})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := encoder.Encode(&corev3.TypedExtensionConfig{Name: world.AllExtensions()[1].Resource})
 	if err != nil {
 		t.Fatal(err)
 	}
 	snap, err := xds.NewSnapshot(nil, []*xds.Resource{res})
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapBefore, err := xds.NewSnapshot(nil, []*xds.Resource{before})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,14 +80,17 @@ func TestFacts(t *testing.T) {
 	held := xds.Held{Name: extension.Resource, State: xds.Acked, Version: res.Version, Running: res.Version, Module: "sha256:aa"}
 	older := held
 	older.Version, older.Running, older.Module = "v0", "v0", "sha256:bb"
-	refused := held
-	refused.State, refused.Reason, refused.Code = xds.Nacked, "no such image", codes.NotFound
-	got := facts(written, problems, world.AllExtensions(), deliveries([]xds.Class{{Key: "a", Snapshot: snap}, {Key: "b", Snapshot: snap}, {Key: "none"}}, []xds.Proxy{
-		proxy("runs", "a", held), proxy("refuses", "a", refused), proxy("asked", "b"), proxy("behind", "b", older), proxy("stranger", "none", held),
-	}))
+	nacked := held
+	nacked.State, nacked.Reason, nacked.Code = xds.Nacked, "no such image", codes.NotFound
+	heldBefore := xds.Held{Name: before.Name, State: xds.Acked, Version: before.Version, Module: "sha256:cc"}
+	classes := []xds.Class{{Key: "a", Snapshot: snap}, {Key: "b", Snapshot: snap}, {Key: "c", Snapshot: snapBefore}, {Key: "none"}}
+	got := facts(&generation{written: written, refused: []source.Refused{never, since}, revisions: revisions(written)}, problems, world.AllExtensions(), deliveries(classes, []xds.Proxy{
+		proxy("runs", "a", held), proxy("refuses", "a", nacked), proxy("asked", "b"), proxy("behind", "b", older), proxy("stranger", "none", held),
+		proxy("keeps", "c", heldBefore),
+	}, world.AllExtensions(), new(listeners)))
 	want := []status.Fact{
 		{
-			Key: resource.KeyOf(plugin), UID: "u", Generation: 3,
+			Key: resource.KeyOf(plugin), UID: "u", Generation: 3, Revision: "canary",
 			Reference: "oci://registry.test/auth:1", Digest: "sha256:aa", Want: res.Version,
 			ResolveError: &fetch.Error{Kind: fetch.NotFound, Err: errors.New("no such image")},
 			Proxies: []status.Proxy{
@@ -70,9 +100,15 @@ func TestFacts(t *testing.T) {
 				{ID: "behind", State: status.Running, Version: "v0"},
 			},
 		},
-		{Key: resource.KeyOf(broken), UID: "u", Generation: 3, Problems: problems[:1]},
-		{Key: resource.KeyOf(written[2])},
-		{Key: resource.KeyOf(written[3])},
+		{Key: resource.KeyOf(broken), UID: "u", Generation: 3, Revision: "canary", Problems: problems[:1]},
+		{ // as it is now nothing was made of it
+			Key: since.Key, UID: "u", Generation: 4, Revision: "canary", Problems: []resource.Problem{refused("changed")}, Reference: "oci://registry.test/auth:1",
+			Proxies: []status.Proxy{{ID: "keeps", State: status.Running, Version: before.Version}},
+		},
+		{Key: resource.KeyOf(written[3]), Revision: "canary"},
+		{Key: resource.KeyOf(written[4]), Revision: "canary"},
+		{Key: resource.KeyOf(namespace)},
+		{Key: never.Key, UID: "n", Generation: 1, Revision: "canary", Problems: []resource.Problem{refused("never")}},
 	}
 	sameError := cmp.Comparer(func(a, b error) bool {
 		x, y := new(fetch.Error), new(fetch.Error)

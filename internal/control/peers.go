@@ -20,7 +20,6 @@ import (
 
 	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/resource"
-	"github.com/chandler-proxy/chandler/internal/xds"
 )
 
 // Peers says where the other replicas of a control plane are, whose proxies the
@@ -53,8 +52,17 @@ type peers struct {
 func (p *peers) add(to map[string]delivered) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	var told []map[string]delivered
 	for _, address := range slices.Sorted(maps.Keys(p.told)) {
-		for name, theirs := range p.told[address] {
+		told = append(told, p.told[address])
+	}
+	merge(to, told)
+}
+
+// merge adds what others have told to to, each proxy once.
+func merge(to map[string]delivered, told []map[string]delivered) {
+	for _, one := range told {
+		for name, theirs := range one {
 			d := to[name]
 			if len(d.versions) == 0 {
 				d.versions = theirs.versions
@@ -187,9 +195,9 @@ func (p *peers) ask(ctx context.Context, address string) error {
 // fetchTime is how long replicas may take to tell what is so now.
 const fetchTime = 3 * time.Second
 
-// fetch asks all other replicas what is so now, and returns the proxies that they
-// tell of. missing are the addresses of those that do not answer.
-func (p *peers) fetch(ctx context.Context) (proxies []xds.Proxy, missing []string) {
+// fetch asks all other replicas what is so now, and returns what they tell. missing are
+// the addresses of those that do not answer.
+func (p *peers) fetch(ctx context.Context) (told []map[string]delivered, missing []string) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTime)
 	defer cancel()
 	var mu sync.Mutex // of what is returned
@@ -202,14 +210,15 @@ func (p *peers) fetch(ctx context.Context) (proxies []xds.Proxy, missing []strin
 			if err != nil {
 				p.log.Warn("replica does not answer", "address", address, "reason", err)
 				missing = append(missing, address)
+				return nil
 			}
-			proxies = append(proxies, proxiesOf(to)...)
+			told = append(told, to)
 			return nil
 		})
 	}
 	_ = g.Wait() // none returns an error: who is missing is told
 	slices.Sort(missing)
-	return proxies, missing
+	return told, missing
 }
 
 func (p *peers) fetchFrom(ctx context.Context, address string) (map[string]delivered, error) {
@@ -223,19 +232,6 @@ func (p *peers) fetchFrom(ctx context.Context, address string) (map[string]deliv
 		return nil, err
 	}
 	return decodeDeliveries(response)
-}
-
-// proxiesOf are the proxies that deliveries tell of, in no order.
-func proxiesOf(to map[string]delivered) []xds.Proxy {
-	byID := make(map[string]xds.Proxy)
-	for _, name := range slices.Sorted(maps.Keys(to)) {
-		for _, m := range to[name].proxies {
-			of := byID[m.id].Types[xds.ExtensionType]
-			of.Extensions = append(of.Extensions, m.held)
-			byID[m.id] = xds.Proxy{ID: m.id, Connected: m.connected, Types: map[string]xds.Type{xds.ExtensionType: of}}
-		}
-	}
-	return slices.Collect(maps.Values(byID))
 }
 
 func (p *peers) forget(address string) {

@@ -172,8 +172,8 @@ func TestPeersMissing(t *testing.T) {
 		cfg: Peers{Service: "chandler", Namespace: "istio-system", Account: "chandler"}, trust: Trust{Authority: r.ca},
 		written: func() []resource.Object { return []resource.Object{slice} }, log: slog.New(slog.DiscardHandler),
 	}
-	if proxies, missing := p.fetch(t.Context()); len(proxies) > 0 || len(missing) != 1 || missing[0] != nobody.String() {
-		t.Errorf("proxies %v, missing %v", proxies, missing)
+	if told, missing := p.fetch(t.Context()); len(told) > 0 || len(missing) != 1 || missing[0] != nobody.String() {
+		t.Errorf("told %v, missing %v", told, missing)
 	}
 }
 

@@ -29,6 +29,7 @@ type publisher struct {
 	changes   chan source.Snapshot // the newest that was not taken yet; holds one
 	appeared  <-chan struct{}      // a class has no configuration yet
 	published func()               // there is news
+	trials    trials               // of listeners, for proxies that are the embedded engine
 
 	newWorld func([]resource.Object) (*mesh.World, []resource.Problem)
 	build    func(*mesh.World, mesh.Proxy) (*translate.Resources, []resource.Problem)
@@ -45,10 +46,12 @@ type generation struct {
 	world   *mesh.World
 	encoder *xds.Encoder
 
-	written  []resource.Object             // as the source has them; what is judged
-	snap     source.Snapshot               // where the World's objects are written
-	problems []resource.Problem            // of the source and the mesh
-	classes  map[string][]resource.Problem // of each class that was built
+	written   []resource.Object             // as the source has them; what is judged
+	refused   []source.Refused              // what it does not take; the same
+	revisions map[string]string             // that namespaces have chosen, by name
+	snap      source.Snapshot               // where the World's objects are written
+	problems  []resource.Problem            // of the source and the mesh
+	classes   map[string][]resource.Problem // of each class that was built
 }
 
 func newPublisher(server *xds.Server, appeared <-chan struct{}, opts mesh.Options, problems *problems, log *slog.Logger) *publisher {
@@ -117,25 +120,31 @@ func (p *publisher) renew(snap source.Snapshot) {
 	}
 	world, problems := p.newWorld(snap.Objects)
 	next := &generation{
-		number:   1,
-		built:    time.Now(),
-		objects:  make(map[string]int),
-		world:    world,
-		encoder:  xds.NewEncoder(),
-		written:  snap.Objects,
-		snap:     source.Snapshot{Places: snap.Places},
-		problems: append(problems[:len(problems):len(problems)], snap.Problems...),
-		classes:  make(map[string][]resource.Problem),
+		number:    1,
+		built:     time.Now(),
+		objects:   make(map[string]int),
+		world:     world,
+		encoder:   xds.NewEncoder(),
+		written:   snap.Objects,
+		refused:   snap.Refused,
+		revisions: revisions(snap.Objects),
+		snap:      source.Snapshot{Places: snap.Places},
+		problems:  append(problems[:len(problems):len(problems)], snap.Problems...),
+		classes:   make(map[string][]resource.Problem),
 	}
 	for _, o := range snap.Objects {
 		next.objects[o.GetObjectKind().GroupVersionKind().Kind]++
 	}
+	var before *mesh.World
 	if last := p.generation(); last != nil {
-		next.number = last.number + 1
+		next.number, before = last.number+1, last.world
 	}
 	p.mu.Lock()
 	p.current = next
 	p.mu.Unlock()
+	if moved := relabelled(snap.Objects, before, world); moved != nil { // not before current is set: they come back at once
+		p.xds.Reclass(moved)
+	}
 	p.publish(func(xds.Class) bool { return true })
 }
 
@@ -159,9 +168,13 @@ func (p *publisher) publish(want func(xds.Class) bool) {
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	built := 0
-	for _, c := range p.xds.Classes() {
-		found[c.Key] = gen.classes[c.Key]
+	classes := p.xds.Classes()
+	p.trials.keep(classes)
+	for _, c := range classes {
 		if !want(c) {
+			mu.Lock()
+			found[c.Key] = gen.classes[c.Key]
+			mu.Unlock()
 			continue
 		}
 		built++
@@ -204,7 +217,11 @@ func (p *publisher) publishClass(gen *generation, c xds.Class) []resource.Proble
 		})
 	}
 	p.xds.Publish(c.Key, snap)
-	return append(problems, twice...)
+	problems = append(problems, twice...)
+	if proxy.Engine {
+		problems = append(problems, p.trials.try(c.Key, snap, built.Listeners)...)
+	}
+	return problems
 }
 
 // snapshot encodes resources, sharing what is as it was in prev. Of several with

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/part"
 	"github.com/chandler-proxy/chandler/internal/resource"
 	"github.com/chandler-proxy/chandler/internal/status"
@@ -74,9 +75,24 @@ func (p *Plane) written() []resource.Object {
 	return nil
 }
 
+// HasNamespace reports whether there is such a namespace, as far as is known: before
+// the first World any may be there. Safe for concurrent use.
+func (p *Plane) HasNamespace(name string) bool {
+	gen := p.publisher.generation()
+	if gen == nil {
+		return true
+	}
+	_, ok := gen.revisions[name]
+	return ok
+}
+
 // deliveries are those of this replica's proxies.
 func (p *Plane) deliveries() map[string]delivered {
-	return deliveries(p.xds.Classes(), p.xds.Proxies())
+	var extensions []*mesh.Extension
+	if gen := p.publisher.generation(); gen != nil {
+		extensions = gen.world.AllExtensions()
+	}
+	return deliveries(p.xds.Classes(), p.xds.Proxies(), extensions, &p.listeners)
 }
 
 // facts are those of the newest World; nil before the first.
@@ -89,5 +105,5 @@ func (p *Plane) facts() []status.Fact {
 	if p.peers != nil {
 		p.peers.add(to)
 	}
-	return facts(gen.written, p.Problems(), gen.world.AllExtensions(), to)
+	return facts(gen, p.Problems(), gen.world.AllExtensions(), to)
 }

@@ -7,15 +7,21 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/chandler-proxy/chandler/internal/envoypatch"
 	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/mesh"
 	"github.com/chandler-proxy/chandler/internal/resource"
@@ -115,9 +121,98 @@ func TestSecure(t *testing.T) {
 			}
 		})
 	}
+	t.Run("one pod's token, too often", func(t *testing.T) {
+		conn, err := grpc.NewClient(p.SecureAddr().String(), identity.Client{CAFile: root, TokenFile: file("good", []byte(good))}.DialOptions()...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		first := func() error {
+			s, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(t.Context())
+			if err != nil {
+				return err
+			}
+			_ = s.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: nodeID("gw")}, TypeUrl: xds.ClusterType}) // the error is Recv's
+			_, err = s.Recv()
+			return err
+		}
+		for n := range podStreams {
+			if err := first(); err != nil {
+				t.Fatalf("stream %d: %v", n, err)
+			}
+		}
+		if err := first(); status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("stream %d: %v, want ResourceExhausted", podStreams, err)
+		}
+	})
 	if _, err := Listen(t.Context(), Config{Source: src, Secure: "127.0.0.1:0"}); err == nil {
 		t.Error("a secure port without an authority is no error")
 	} else if errors.Is(err, ErrNotLoopback) {
 		t.Error(err)
 	}
+}
+
+// TestRelabelledPods: the labels of a Pod decide, not what the proxy says of itself, and
+// those of a running one may change. Nobody else's stream ends.
+func TestRelabelledPods(t *testing.T) {
+	p := newTestPlane(t)
+	p.publisher.newWorld = func(objects []resource.Object) (*mesh.World, []resource.Problem) {
+		return mesh.New(objects, mesh.Options{})
+	}
+	p.publisher.build = func(_ *mesh.World, proxy mesh.Proxy) (*translate.Resources, []resource.Problem) {
+		return &translate.Resources{Config: envoypatch.Config{Clusters: []*clusterv3.Cluster{{Name: "labels", AltStatName: fmt.Sprint(proxy.Labels)}}}}, nil
+	}
+	run(t, p.Run)
+	client := p.connect()
+	connect := func(name string, labels map[string]any) stream {
+		t.Helper()
+		metadata, err := structpb.NewStruct(map[string]any{"LABELS": labels})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := client.DeltaAggregatedResources(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.send(s, &discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: nodeID(name), Metadata: metadata}, TypeUrl: xds.ClusterType})
+		return s
+	}
+	pod := func(name string, labels map[string]string) resource.Object {
+		return &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: labels}}
+	}
+	ended := func(s stream) {
+		t.Helper()
+		if r, err := s.Recv(); status.Code(err) != codes.Unavailable || status.Convert(err).Message() != "labels changed" {
+			t.Fatalf("received %v, %v, want the end of the stream", r, err)
+		}
+	}
+
+	said := map[string]any{"app": "a"}
+	same, claims, elsewhere := connect("same", said), connect("claims", said), connect("elsewhere", said)
+	for len(p.xds.Proxies()) < 3 {
+		runtime.Gosched()
+	}
+	a := map[string]string{"app": "a"}
+	p.source <- source.Snapshot{Objects: []resource.Object{pod("same", a), pod("claims", map[string]string{"app": "b"})}}
+	p.want(same, "labels=map[app:a]")
+	p.want(elsewhere, "labels=map[app:a]")
+	ended(claims)
+	claims = connect("claims", said)
+	p.want(claims, "labels=map[app:b]")
+
+	p.source <- source.Snapshot{Objects: []resource.Object{pod("same", map[string]string{"app": "a", "extra": "1"}), pod("claims", map[string]string{"app": "b"})}}
+	ended(same)
+	same = connect("same", said)
+	p.want(same, "labels=map[app:a extra:1]")
+
+	p.source <- source.Snapshot{Objects: []resource.Object{pod("same", nil)}} // the other goes: it may still be stopping
+	ended(same)
+	same = connect("same", said)
+	p.want(same, "labels=map[]")
+	for _, s := range []stream{same, claims, elsewhere} { // all are there, and heard
+		p.send(s, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ClusterType, ResourceNamesSubscribe: []string{"labels"}})
+	}
+	p.want(same, "labels=map[]")
+	p.want(claims, "labels=map[app:b]")
+	p.want(elsewhere, "labels=map[app:a]")
 }

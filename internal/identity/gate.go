@@ -28,6 +28,12 @@ const (
 	// lastCalls is how long calls under way may go on when a connection is too old;
 	// then it is cut. A stream of configuration ends only so.
 	lastCalls = 5 * time.Second
+	// maxIdle is how long a connection without a call lives: whoever was refused
+	// keeps none.
+	maxIdle = 5 * time.Minute
+	// maxCalls bounds the calls under way of one connection. An agent has one, a
+	// replica of the control plane a few.
+	maxCalls = 100
 )
 
 // A GateConfig is what a [Gate] must be told. TLS and Authenticators are required.
@@ -44,6 +50,8 @@ type GateConfig struct {
 type Gate struct {
 	cfg     GateConfig
 	results *prometheus.CounterVec
+	// What the log has of callers; who is refused does not keep the other out of it.
+	refused, unchecked *Lines
 }
 
 // NewGate returns a Gate.
@@ -51,7 +59,7 @@ func NewGate(cfg GateConfig) *Gate {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	g := &Gate{cfg: cfg, results: prometheus.NewCounterVec(prometheus.CounterOpts{
+	g := &Gate{cfg: cfg, refused: NewLines(), unchecked: NewLines(), results: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "chandler_authentications_total",
 		Help: "Calls of proxies, by what became of their credential: accepted, refused, or unchecked since the reviewer could not be asked.",
 	}, []string{"result"})}
@@ -63,14 +71,16 @@ func NewGate(cfg GateConfig) *Gate {
 
 // Options are those of a gRPC server behind the gate. They set keepalive as a
 // whole, and so must come after others that do: pings are params', whose maximum
-// age is replaced by [MaxAge].
+// age is replaced by [MaxAge]. A connection has at most 100 calls under way, as
+// Envoy's documentation advises, and ends after five minutes without one.
 func (g *Gate) Options(params keepalive.ServerParameters) []grpc.ServerOption {
-	params.MaxConnectionAge, params.MaxConnectionAgeGrace = MaxAge, lastCalls
+	params.MaxConnectionAge, params.MaxConnectionAgeGrace, params.MaxConnectionIdle = MaxAge, lastCalls, maxIdle
 	return []grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(g.cfg.TLS)),
 		grpc.ChainStreamInterceptor(g.stream),
 		grpc.ChainUnaryInterceptor(g.unary),
 		grpc.KeepaliveParams(params),
+		grpc.MaxConcurrentStreams(maxCalls),
 	}
 }
 
@@ -108,15 +118,22 @@ func (g *Gate) admit(ctx context.Context) (context.Context, error) {
 		return NewContext(ctx, p), nil
 	case errors.Is(err, ErrRefused), errors.Is(err, ErrNoCredential):
 		g.results.WithLabelValues("refused").Inc()
-		g.cfg.Log.Warn("caller refused", "peer", address(ctx), "reason", err)
+		g.tell(ctx, g.refused, "caller refused", err)
 		return nil, status.Error(codes.Unauthenticated, err.Error())
 	case ctx.Err() != nil:
 		return nil, status.FromContextError(ctx.Err()).Err()
 	default:
 		g.results.WithLabelValues("unchecked").Inc()
-		g.cfg.Log.Warn("credential unchecked", "peer", address(ctx), "error", err)
+		g.tell(ctx, g.unchecked, "credential unchecked", err)
 		// The reason is ours to mend and may name what is inside.
 		return nil, status.Error(codes.Unavailable, "credential cannot be checked now, try again")
+	}
+}
+
+// tell logs why a caller was not let in, as long as lines has room.
+func (g *Gate) tell(ctx context.Context, lines *Lines, message string, err error) {
+	if unsaid, ok := lines.Tell(address(ctx)); ok {
+		g.cfg.Log.Warn(message, "peer", address(ctx), "reason", err, "unsaid", unsaid)
 	}
 }
 

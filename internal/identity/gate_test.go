@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -351,33 +353,7 @@ func TestGateRotation(t *testing.T) {
 // newer one.
 func TestMaxAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := open(t, new(memory), nil)
-		good := goodToken(t, time.Now().Add(10*time.Minute), "httpbin")
-		gate := NewGate(GateConfig{
-			TLS:            a.ServerTLS(),
-			Authenticators: []Authenticator{NewTokens(&reviewer{peers: map[string]Peer{good: httpbin}}, "")},
-		})
-		listener := bufconn.Listen(1 << 20)
-		server := grpc.NewServer(gate.Options(keepalive.ServerParameters{})...)
-		healthpb.RegisterHealthServer(server, desk{})
-		served := make(chan error, 1)
-		go func() { served <- server.Serve(listener) }()
-		defer func() {
-			server.Stop()
-			if err := <-served; err != nil {
-				t.Error(err)
-			}
-		}()
-		f := files{t.TempDir()}
-		f.write(t, "ca", a.Bundle())
-		f.write(t, "token", []byte(good))
-		c := Client{CAFile: f.path("ca"), TokenFile: f.path("token"), ServerName: "chandler.test"}
-		conn, err := grpc.NewClient("passthrough:///x", append(c.DialOptions(),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
+		conn, _ := inMemory(t)
 		begun := time.Now()
 		stream, err := healthpb.NewHealthClient(conn).Watch(t.Context(), &healthpb.HealthCheckRequest{Service: "default/httpbin-1"})
 		if err != nil {
@@ -394,6 +370,79 @@ func TestMaxAge(t *testing.T) {
 			t.Errorf("token that has expired meanwhile: %v", err)
 		}
 	})
+}
+
+// TestCallsOfOneConnection: it has so many under way, and does not stay without any.
+func TestCallsOfOneConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn, dialled := inMemory(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		for range maxCalls {
+			stream, err := healthpb.NewHealthClient(conn).Watch(ctx, &healthpb.HealthCheckRequest{Service: "default/httpbin-1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		late, end := context.WithTimeout(t.Context(), time.Minute)
+		defer end()
+		_, err := healthpb.NewHealthClient(conn).Check(late, &healthpb.HealthCheckRequest{Service: "default/httpbin-1"})
+		if status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("call %d: %v, want it to wait in vain", maxCalls+1, err)
+		}
+		cancel()
+		time.Sleep(maxIdle - time.Second)
+		if state := conn.GetState(); state != connectivity.Ready {
+			t.Errorf("connection is %s before it was idle for long, want ready", state)
+		}
+		time.Sleep(2 * time.Second)
+		if state := conn.GetState(); state == connectivity.Ready {
+			t.Error("connection goes on without a call")
+		}
+		if n := dialled.Load(); n != 1 {
+			t.Errorf("dialled %d times, want once", n)
+		}
+	})
+}
+
+// inMemory is a connection by a good token of httpbin, for ten minutes from now, to a
+// gate in memory, and how often it was dialled.
+func inMemory(t *testing.T) (*grpc.ClientConn, *atomic.Int32) {
+	t.Helper()
+	a := open(t, new(memory), nil)
+	good := goodToken(t, time.Now().Add(10*time.Minute), "httpbin")
+	gate := NewGate(GateConfig{
+		TLS:            a.ServerTLS(),
+		Authenticators: []Authenticator{NewTokens(&reviewer{peers: map[string]Peer{good: httpbin}}, "")},
+	})
+	listener := bufconn.Listen(1 << 20)
+	server := grpc.NewServer(gate.Options(keepalive.ServerParameters{})...)
+	healthpb.RegisterHealthServer(server, desk{})
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	f := files{t.TempDir()}
+	f.write(t, "ca", a.Bundle())
+	f.write(t, "token", []byte(good))
+	c := Client{CAFile: f.path("ca"), TokenFile: f.path("token"), ServerName: "chandler.test"}
+	dialled := new(atomic.Int32)
+	conn, err := grpc.NewClient("passthrough:///x", append(c.DialOptions(),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			dialled.Add(1)
+			return listener.DialContext(ctx)
+		}))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn, dialled
 }
 
 func TestCredentialsOf(t *testing.T) {

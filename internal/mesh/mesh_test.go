@@ -529,6 +529,23 @@ func TestPullSecretStaysInItsNamespace(t *testing.T) {
 	}
 }
 
+func TestPodLabels(t *testing.T) {
+	w := world(t, `
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: default, labels: {app: a}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: bare, namespace: default}}
+`)
+	for name, want := range map[string]string{
+		"default/a": "map[app:a] true", "default/bare": "map[] true", "other/a": "map[] false", "default/none": "map[] false",
+	} {
+		namespace, pod, _ := strings.Cut(name, "/")
+		labels, found := w.PodLabels(namespace, pod)
+		if got := fmt.Sprint(labels, found); got != want {
+			t.Errorf("labels of %s are %s, want %s", name, got, want)
+		}
+	}
+}
+
 func TestServicesOf(t *testing.T) {
 	w := world(t, `
 {apiVersion: v1, kind: Service, metadata: {name: selected, namespace: default}, spec: {selector: {app: a}, ports: [{port: 80}]}}

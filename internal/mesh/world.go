@@ -329,6 +329,15 @@ func (w *World) Options() Options { return w.opts }
 // NamespaceLabels are the labels of a Namespace.
 func (w *World) NamespaceLabels(namespace string) map[string]string { return w.namespaces[namespace] }
 
+// PodLabels are the labels of the Pod of this name, and whether there is one.
+func (w *World) PodLabels(namespace, name string) (labels map[string]string, found bool) {
+	pod := w.pods[types.NamespacedName{Namespace: namespace, Name: name}]
+	if pod == nil {
+		return nil, false
+	}
+	return pod.Labels, true
+}
+
 // Secret returns the Secret of this name, or nil.
 func (w *World) Secret(namespace, name string) *corev1.Secret {
 	return w.secrets[types.NamespacedName{Namespace: namespace, Name: name}]

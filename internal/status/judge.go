@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/chandler-proxy/chandler/internal/fetch"
+	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/module"
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
@@ -32,10 +33,13 @@ type verdict struct {
 	// Of extensions: what is shown in columns, which cannot be had of conditions.
 	proxies string // how many of how many run it, as in 2/3
 	digest  string // shortened
+
+	plane    identity.Plane // whose the verdict is; zero: there is one only
+	revision string         // that was chosen for the resource
 }
 
 func judge(f Fact) verdict {
-	v := verdict{uid: f.UID, generation: f.Generation, extension: isExtension(f.Key.Group)}
+	v := verdict{uid: f.UID, generation: f.Generation, extension: isExtension(f.Key.Group), revision: f.Revision}
 	v.add(accepted(f))
 	if v.extension {
 		t := count(f)
@@ -129,6 +133,8 @@ func resolved(f Fact, t tally) metav1.Condition {
 		return is(Resolved, ReasonNotRemote, ref+" is read where each proxy runs")
 	case t.running > 0:
 		return is(Resolved, ReasonResolved, ref+" was resolved by the proxies that run it")
+	case f.Fetched:
+		return is(Resolved, ReasonFetched, ref+" was fetched; "+Programmed+" says why it is refused")
 	}
 	return mayBe(Resolved, ReasonPending, ref+" is being resolved")
 }

@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/chandler-proxy/chandler/internal/identity"
 )
 
 // ownField is where a status has what only Chandler tells. Istio's schema lets
@@ -25,6 +27,7 @@ type object struct {
 	observed   int64              // .status.observedGeneration
 	proxies    string             // .status.chandler.proxies
 	digest     string             // .status.chandler.digest
+	plane      identity.Plane     // .status.chandler.controlPlane
 }
 
 // newObject takes what it needs of u, whose status others may have written.
@@ -43,6 +46,8 @@ func newObject(u *unstructured.Unstructured, extension bool) object {
 	own, _ := status[ownField].(map[string]any)
 	o.proxies, _ = own["proxies"].(string)
 	o.digest, _ = own["digest"].(string)
+	plane, _ := own["controlPlane"].(string)
+	o.plane = identity.ParsePlane(plane)
 	return o
 }
 
@@ -117,7 +122,7 @@ func (o object) compare(v verdict) change {
 			found = max(found, detail)
 		}
 	}
-	if o.observed != generation || v.extension && (o.proxies != v.proxies || o.digest != v.digest) {
+	if o.observed != generation || v.extension && (o.proxies != v.proxies || o.digest != v.digest || o.plane != v.plane) {
 		found = max(found, detail)
 	}
 	return found
@@ -146,9 +151,12 @@ func (o object) status(v verdict, now time.Time) map[string]any {
 	}
 	status := map[string]any{"conditions": conditions, "observedGeneration": o.generationOf(v)}
 	if v.extension {
-		own := map[string]any{"proxies": v.proxies, "digest": nil} // nil takes away what was there
+		own := map[string]any{"proxies": v.proxies, "digest": nil, "controlPlane": nil} // nil takes away what was there
 		if v.digest != "" {
 			own["digest"] = v.digest
+		}
+		if v.plane != (identity.Plane{}) {
+			own["controlPlane"] = v.plane.String()
 		}
 		status[ownField] = own
 	}

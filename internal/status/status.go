@@ -44,6 +44,7 @@ const (
 const (
 	ReasonInvalid         = "Invalid"         // Problems say what is wrong
 	ReasonResolved        = "Resolved"        // the module is known
+	ReasonFetched         = "Fetched"         // the module is there, and proxies refuse it or its configuration
 	ReasonNotRemote       = "NotRemote"       // there is nothing to fetch
 	ReasonFetchFailed     = "FetchFailed"     // the network, or an answer that makes no sense
 	ReasonUnauthorized    = "Unauthorized"    // the server wants other credentials
@@ -67,6 +68,9 @@ type Fact struct {
 	// what is served is an older one. 0 means that of the object as it is.
 	Generation int64
 	Problems   []resource.Problem // with the resource
+	// Revision is that of the control planes whose the resource is, by the choice of
+	// its namespace or its own; empty if nothing is chosen.
+	Revision string
 
 	// The rest is of extensions only.
 
@@ -78,6 +82,9 @@ type Fact struct {
 	// ResolveError is why Digest is not known, or not known anew. A *fetch.Error
 	// in it gives the reason.
 	ResolveError error
+	// Fetched says that the module is there, although none runs it: it, or its
+	// configuration, is refused.
+	Fetched bool
 	// Want is the version of the extension configuration that was made of this
 	// generation. Empty if none was made; proxies go on with what they have.
 	Want string

@@ -368,7 +368,7 @@ func TestClusterThousand(t *testing.T) {
 		<-tick.C
 	}
 	storm, stormed := calls.counts(), time.Since(began)
-	if most := 100 + int(50*stormed.Seconds()) + 1; storm["PATCH"] > most {
+	if most := w.cfg.Burst + int(float64(w.cfg.Rate)*stormed.Seconds()) + 1; storm["PATCH"] > most {
 		t.Errorf("%d writes in %s, want at most %d", storm["PATCH"], stormed, most)
 	}
 	tell(proxies)

@@ -102,6 +102,7 @@ func TestConditions(t *testing.T) {
 		{"network down", fact("x", 0, 1).with(unresolved(errors.New("dial https://user:hush@registry.example/v2/?token=hush: refused")))},
 		{"not resolved anew, and what was resolved runs", fact("x", 1, 1).with(func(f *Fact) { f.ResolveError = errors.New("timeout") })},
 		{"module not fetched, and refused for that", fact("x", 0, 1).with(unresolved(errors.New("timeout"))).refusedBy("fetch: timeout")},
+		{"fetched, and its configuration refused", fact("x", 0, 1).with(func(f *Fact) { f.Digest, f.Fetched = "", true }).refusedBy("bad configuration")},
 		{"a file where each proxy runs", fact("x", 1, 1).with(func(f *Fact) { f.Digest, f.Reference = "", "file:///plugins/hello.wasm" })},
 		{"without a module", fact("x", 1, 1).with(func(f *Fact) { f.Digest, f.Reference = "", "" })},
 		{"a node's id of another form", fact("x", 0, 1).with(func(f *Fact) { f.Proxies[0].ID = "gateway\n7" }).refusedBy("multi\nline\treason\x00")},

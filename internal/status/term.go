@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/util/flowcontrol"
 
+	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
 
@@ -49,12 +50,13 @@ type term struct {
 // An entry is what a term knows of one resource.
 type entry struct {
 	object object
-	known  bool      // object is as it was read or written last
-	gone   *verdict  // there was no such resource for that verdict
-	next   time.Time // it is not written before
-	late   time.Time // since when it differs; zero if it does not
-	fails  int       // in a row
-	told   topic     // of the last event
+	known  bool           // object is as it was read or written last
+	gone   *verdict       // there was no such resource for that verdict
+	next   time.Time      // it is not written before
+	late   time.Time      // since when it differs; zero if it does not
+	left   identity.Plane // that it is left to
+	fails  int            // in a row
+	told   topic          // of the last event
 	notes  flowcontrol.RateLimiter
 }
 
@@ -221,8 +223,9 @@ func (e *entry) missed(v verdict) bool {
 // first, and when there may be others.
 func (t *term) due(now time.Time) ([]resource.Key, time.Time) {
 	verdicts := t.newest()
-	for key := range t.entries {
+	for key, e := range t.entries {
 		if _, ok := verdicts[key]; !ok {
+			t.leave(key, e, identity.Plane{})
 			delete(t.entries, key)
 		}
 	}
@@ -235,7 +238,7 @@ func (t *term) due(now time.Time) ([]resource.Key, time.Time) {
 	next := now.Add(t.cfg.Resync)
 	for key, v := range verdicts {
 		e := t.entry(key)
-		found := e.change(v)
+		found := t.change(key, e, v)
 		if found == same {
 			e.late = time.Time{}
 			continue
@@ -266,15 +269,34 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// change is how much there is to write. What is not known may be most urgent.
-func (e *entry) change(v verdict) change {
+// change is how much there is to write. What is not known may be most urgent; what
+// another control plane writes is nothing.
+func (t *term) change(key resource.Key, e *entry, v verdict) change {
 	switch {
 	case e.missed(v):
 		return same
 	case !e.known || e.object.stale(v):
 		return turn
 	}
+	if owner := e.object.plane; v.extension && v.plane != (identity.Plane{}) && !v.plane.May(owner, v.revision) && t.cfg.There(owner.Namespace) {
+		t.leave(key, e, owner)
+		return same
+	}
+	t.leave(key, e, identity.Plane{})
 	return e.object.compare(v)
+}
+
+// leave notes whom the resource is left to, and reports it.
+func (t *term) leave(key resource.Key, e *entry, owner identity.Plane) {
+	if e.left == owner {
+		return
+	}
+	e.left = owner
+	kind, _ := resourceOf(key)
+	t.cfg.Found(identity.Foreign{
+		APIVersion: kind.GroupVersion().String(), Kind: key.Kind, Resource: kind.Resource,
+		Namespace: key.Namespace, Name: key.Name, UID: string(e.object.uid), Owner: owner,
+	})
 }
 
 // write brings the status of a resource to the newest verdict.
@@ -306,7 +328,7 @@ func (t *term) write(ctx context.Context, key resource.Key) error {
 // todo is the newest verdict of a resource, and whether it is still to be written.
 func (t *term) todo(key resource.Key, e *entry) (verdict, bool) {
 	v, ok := t.newest()[key]
-	return v, ok && e.change(v) != same
+	return v, ok && t.change(key, e, v) != same
 }
 
 // settle notes when a resource may be written again. It returns err if the API

@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	eventsv1client "k8s.io/client-go/kubernetes/typed/events/v1"
 
+	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
 
@@ -22,12 +23,20 @@ type Config struct {
 	Objects dynamic.Interface
 	// Events makes events of what turns. Nil makes none.
 	Events eventsv1client.EventsGetter
+	// Plane is the control plane that writes. Extensions whose status another has
+	// written are left alone, as [identity.Plane.May] has it, while There says that
+	// the other's namespace is there. Zero marks nothing.
+	Plane identity.Plane
+	There func(namespace string) bool // default: always
+	// Found is told of each extension that is left to another, and when it is not any
+	// more. It must not block. Default: nobody.
+	Found func(identity.Foreign)
 	// Instance is who writes, such as the name of the pod; events name it. Default chandler.
 	Instance string
 
 	Interval time.Duration // least time between two writes of one resource, default 1s
-	Rate     float32       // most calls a second to the API server, default 50
-	Burst    int           // calls that may come at once, default 100
+	Rate     float32       // most calls a second to the API server, default 100, as Istio's
+	Burst    int           // calls that may come at once, default 500, as Istio's
 	Timeout  time.Duration // of one call, default 10s
 	Resync   time.Duration // between two readings of what is written, default 10m
 
@@ -40,9 +49,15 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("objects is required")
 	}
 	c.Instance = cmp.Or(c.Instance, "chandler")
+	if c.There == nil {
+		c.There = func(string) bool { return true }
+	}
+	if c.Found == nil {
+		c.Found = func(identity.Foreign) {}
+	}
 	c.Interval = cmp.Or(c.Interval, time.Second)
-	c.Rate = cmp.Or(c.Rate, 50)
-	c.Burst = cmp.Or(c.Burst, 100)
+	c.Rate = cmp.Or(c.Rate, 100)
+	c.Burst = cmp.Or(c.Burst, 500)
 	c.Timeout = cmp.Or(c.Timeout, 10*time.Second)
 	c.Resync = cmp.Or(c.Resync, 10*time.Minute)
 	if c.Log == nil {
@@ -79,7 +94,9 @@ func (w *Writer) Update(facts []Fact) {
 	verdicts := make(map[resource.Key]verdict, len(facts))
 	for _, f := range facts {
 		if _, ok := resourceOf(f.Key); ok {
-			verdicts[f.Key] = judge(f)
+			v := judge(f)
+			v.plane = w.cfg.Plane
+			verdicts[f.Key] = v
 		}
 	}
 	w.mu.Lock()

@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/chandler-proxy/chandler/internal/identity"
 	"github.com/chandler-proxy/chandler/internal/resource"
 )
 
@@ -284,6 +285,72 @@ func TestGone(t *testing.T) {
 		settle(time.Minute)
 		b.want(plugins+"there", Programmed, "True Programmed")
 		b.wantCalls("PATCH "+plugins+"there", 3)
+	})
+}
+
+// TestTwoPlanes: an extension that another control plane tells of is left to it, until
+// its namespace chooses this one, or the other is gone; what nobody tells of is taken.
+func TestTwoPlanes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		there := true
+		found := map[string]string{} // owners, by name
+		var mu sync.Mutex
+		b := newBench(t, func(c *Config) {
+			c.Plane = identity.Plane{Namespace: "two", Revision: "canary"}
+			c.There = func(namespace string) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return namespace != "one" || there
+			}
+			c.Found = func(f identity.Foreign) {
+				mu.Lock()
+				defer mu.Unlock()
+				found[f.Name] = f.Owner.String()
+			}
+		})
+		for _, name := range []string{"theirs", "chosen", "free"} {
+			b.api.put(plugins+name, "spec")
+		}
+		for _, name := range []string{"theirs", "chosen"} {
+			b.api.setStatus(plugins+name, map[string]any{"chandler": map[string]any{"controlPlane": "one/default", "proxies": "1/1"}})
+		}
+		all := func(n int) (facts []Fact) {
+			for _, name := range []string{"theirs", "chosen", "free"} {
+				f := fact(name, n, 2)
+				if name == "chosen" {
+					f.Revision = "canary"
+				}
+				facts = append(facts, f)
+			}
+			return facts
+		}
+		b.Update(all(1))
+		defer b.start()()
+		settle(time.Second)
+		b.Update(all(2))
+		settle(time.Minute)
+		b.wantCalls("PATCH "+plugins+"theirs", 0)
+		b.want(plugins+"chosen", Programmed, "True Programmed")
+		b.want(plugins+"free", Programmed, "True Programmed")
+		owner := func(name string) any {
+			return b.api.all(plugins + name)[0]["status"].(map[string]any)["chandler"].(map[string]any)["controlPlane"]
+		}
+		if owner("free") != "two/canary" || owner("chosen") != "two/canary" || owner("theirs") != "one/default" {
+			t.Errorf("owners: %v, %v, %v", owner("free"), owner("chosen"), owner("theirs"))
+		}
+		if diff := cmp.Diff(map[string]string{"theirs": "one/default"}, found); diff != "" {
+			t.Errorf("found (-want +got):\n%s", diff)
+		}
+
+		mu.Lock()
+		there = false
+		mu.Unlock()
+		b.Update(all(1))
+		settle(time.Minute)
+		b.want(plugins+"theirs", Programmed, "Unknown Pending")
+		if owner("theirs") != "two/canary" || found["theirs"] != "" {
+			t.Errorf("after the other is gone it is %v's, and told to be %q's", owner("theirs"), found["theirs"])
+		}
 	})
 }
 

@@ -11,7 +11,8 @@
 // Invariants: clusters go out before listeners and routes, and are taken back
 // only after listeners and routes no longer use them; in delta each extension
 // config (ECDS) is a response of its own, so that a slow one holds back no
-// other; an extension config that a proxy has is never removed under it.
+// other; an extension config that a proxy has is never removed under it. What a proxy
+// has refused is sent again, when its type changes and now and then.
 //
 // The protocol is that of
 // https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol. The state

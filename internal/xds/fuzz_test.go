@@ -245,9 +245,11 @@ func (m *model) settle() {
 			continue
 		}
 		quiet++
-		for _, w := range m.c.s.watches { // heal what was refused
+		for _, w := range m.c.s.watches { // answer what is open, and heal what is not sent again
 			for _, d := range w.sent {
-				m.c.ack(&response{typeURL: w.typeURL, nonce: d.nonce, version: d.version})
+				if d.state != Nacked || d.open || !retried(w.typeURL) {
+					m.c.ack(&response{typeURL: w.typeURL, nonce: d.nonce, version: d.version})
+				}
 			}
 		}
 		if m.c.now = m.c.now.Add(settle); wake.After(m.c.now) {
@@ -255,6 +257,9 @@ func (m *model) settle() {
 		}
 	}
 	for typeURL, w := range m.c.s.watches {
+		if d := w.nacked(); d != nil && d.newest > 0 {
+			m.t.Fatalf("%s: %d resources are still refused", typeURL, d.newest)
+		}
 		want := make(map[string]string)
 		for _, res := range m.c.snap.Resources(typeURL) {
 			if w.wants(res.Name) {

@@ -14,9 +14,12 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/chandler-proxy/chandler/internal/identity"
 )
 
 // A Config is what a Server must be told. Only Class is required.
@@ -24,7 +27,11 @@ type Config struct {
 	// Class is the key of the proxies that get the same configuration as the
 	// node. An error refuses the proxy; it is told the reason, with the code of
 	// gRPC that the error has, if any. The context is that of the proxy's stream.
+	// Class may put right what the node says: [Class.Node] is as it leaves it.
 	Class func(context.Context, *corev3.Node) (string, error)
+	// Bound is how much whoever opened the stream with that context may have. Nil
+	// bounds nobody.
+	Bound func(context.Context) Bound
 	// Appeared is called when a class has its first proxy and needs a snapshot.
 	// The proxy waits until it is published. Appeared must not block, nor call
 	// the Server.
@@ -44,13 +51,17 @@ type Server struct {
 
 	cfg      Config
 	metrics  *metrics
+	lines    *identity.Lines // of the log, about proxies that are refused
+	past     *past
 	stopping chan struct{}
 	streams  sync.WaitGroup // goroutines that receive
 
 	mu      sync.Mutex
 	stopped bool
 	serial  uint64 // of streams
+	classed uint64 // how often streams were classed anew
 	classes map[string]*class
+	holders map[string]*holder
 }
 
 // A class is proxies that get the same configuration.
@@ -69,13 +80,19 @@ func New(cfg Config) *Server {
 	if cfg.Appeared == nil {
 		cfg.Appeared = func() {}
 	}
+	if cfg.Bound == nil {
+		cfg.Bound = func(context.Context) Bound { return Bound{} }
+	}
 	if cfg.Changed == nil {
 		cfg.Changed = func() {}
 	}
 	s := &Server{
 		cfg:      cfg,
+		past:     newPast(),
 		stopping: make(chan struct{}),
 		classes:  make(map[string]*class),
+		holders:  make(map[string]*holder),
+		lines:    identity.NewLines(),
 	}
 	s.metrics = newMetrics(cfg.Registerer)
 	return s
@@ -86,13 +103,18 @@ func Keepalive() keepalive.ServerParameters {
 	return keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}
 }
 
+// leastPing is the time between two pings of a client below which it counts as a
+// nuisance: half of what our agent leaves between them.
+const leastPing = 5 * time.Second
+
 // Options are those of a gRPC server that serves many proxies over long-lived
-// streams: keepalive as Istio has it, no maximum age, and small buffers, since
-// nearly all connections are silent nearly always. Server needs their codec.
+// streams: keepalive as Istio has it, but with more pings of clients allowed, no
+// maximum age, and small buffers, since nearly all connections are silent nearly
+// always. Server needs their codec.
 func Options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.KeepaliveParams(Keepalive()),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: leastPing, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(16 << 20),
 		grpc.ReadBufferSize(4 << 10),
 		grpc.WriteBufferSize(8 << 10),
@@ -153,19 +175,60 @@ func (s *Server) Publish(class string, snap *Snapshot) {
 	}
 }
 
-// errStopping ends streams when the server stops.
-var errStopping = errors.New("control plane is stopping")
+// Reclass ends the streams of proxies that are no longer of their class, as moved says
+// of a proxy's id and the node of its class: they connect again and are classed anew. So
+// is a proxy that is just being classed. The Server may be called in moved.
+func (s *Server) Reclass(moved func(id string, class *corev3.Node) bool) {
+	type member struct {
+		stream *stream
+		node   *corev3.Node
+	}
+	var members []member
+	s.mu.Lock()
+	s.classed++
+	for _, c := range s.classes {
+		for st := range c.streams {
+			members = append(members, member{st, c.node})
+		}
+	}
+	s.mu.Unlock()
+	for _, m := range members {
+		if moved(m.stream.id, m.node) {
+			m.stream.move()
+		}
+	}
+}
 
-// join makes a stream one of its class. The receiving goroutine that comes with
-// it is counted.
-func (s *Server) join(node *corev3.Node, key string, delta bool, peer string) (*stream, error) {
+// Errors that end streams, which the client is to open again.
+var (
+	errStopping = errors.New("control plane is stopping")
+	errMoved    = errors.New("labels changed")
+)
+
+// classings is how often streams were classed anew.
+func (s *Server) classings() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.classed
+}
+
+// join makes a stream one of its class, as it was found after classed classings. The
+// receiving goroutine that comes with it is counted.
+func (s *Server) join(h *holder, node *corev3.Node, key string, classed uint64, delta bool, peer string) (*stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
 		return nil, errStopping
 	}
+	if s.classed != classed {
+		return nil, errMoved
+	}
+	if err := h.take(key); err != nil {
+		return nil, err
+	}
 	s.serial++
 	st := &stream{
+		holder:    h,
 		id:        node.GetId(),
 		class:     key,
 		peer:      peer,
@@ -173,7 +236,10 @@ func (s *Server) join(node *corev3.Node, key string, delta bool, peer string) (*
 		connected: time.Now(),
 		session:   newSession(delta, strconv.FormatUint(s.serial, 36)+"."),
 		wake:      make(chan struct{}, 1),
+		moved:     make(chan struct{}),
+		nacks:     rate.NewLimiter(rate.Every(nackPause), nackLines),
 	}
+	st.session.past, st.session.class = s.past, key
 	c := s.classes[key]
 	if c == nil {
 		c = &class{key: key, node: withoutExtensions(node), streams: make(map[*stream]struct{})}
@@ -202,6 +268,7 @@ func (s *Server) leave(st *stream) {
 	defer s.mu.Unlock()
 	c := s.classes[st.class]
 	delete(c.streams, st)
+	st.holder.drop(st.class)
 	s.cfg.Changed()
 	if len(c.streams) == 0 {
 		delete(s.classes, st.class)
@@ -213,6 +280,9 @@ func (s *Server) leave(st *stream) {
 func (s *Server) nodeClass(ctx context.Context, node *corev3.Node) (string, error) {
 	if node.GetId() == "" {
 		return "", errors.New("first request has no node id")
+	}
+	if n := proto.Size(node); n > maxNode {
+		return "", fmt.Errorf("node is %d bytes long, of which %d are taken", n, maxNode)
 	}
 	key, err := s.cfg.Class(ctx, node)
 	if err != nil {

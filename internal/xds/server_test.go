@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -135,13 +136,18 @@ func (m *mesh) dial(id, class string, delta bool) *proxy {
 
 func (m *mesh) on(conn *grpc.ClientConn, id, class string, delta bool) *proxy {
 	m.t.Helper()
+	return m.in(m.t.Context(), conn, id, class, delta)
+}
+
+func (m *mesh) in(ctx context.Context, conn *grpc.ClientConn, id, class string, delta bool) *proxy {
+	m.t.Helper()
 	p := &proxy{t: m.t, node: &corev3.Node{Id: id, Cluster: class}}
 	client := discoveryv3.NewAggregatedDiscoveryServiceClient(conn)
 	var err error
 	if delta {
-		p.delta, err = client.DeltaAggregatedResources(m.t.Context())
+		p.delta, err = client.DeltaAggregatedResources(ctx)
 	} else {
-		p.world, err = client.StreamAggregatedResources(m.t.Context())
+		p.world, err = client.StreamAggregatedResources(ctx)
 	}
 	if err != nil {
 		m.t.Fatal(err)
@@ -327,6 +333,12 @@ func TestServe(t *testing.T) {
 		if diff := cmp.Diff(want, Extensions(m.server.Proxies())[0]); diff != "" {
 			t.Errorf("told what it runs (-want +got):\n%s", diff)
 		}
+		ack.modules = map[string]module.Digest{"x": {}}
+		p.send(ack)
+		p.caughtUp()
+		if got := Extensions(m.server.Proxies())[0].Modules; len(got) > 0 {
+			t.Errorf("told that it runs none: %v", got)
+		}
 
 		if delta {
 			p.send(request{typeURL: "ecds", unsubscribe: []string{"x"}})
@@ -417,6 +429,51 @@ func TestClasses(t *testing.T) {
 		t.Error("nobody is connected")
 	}
 	m.server.Publish("nobody", m.snaps["a"]) // has no effect
+}
+
+// TestReclass: streams of proxies that are of another class end, so that they come back;
+// those that have just been classed, too. Others' do not.
+func TestReclass(t *testing.T) {
+	m := newMesh(t)
+	ended := func(p *proxy) {
+		t.Helper()
+		if r, err := p.receive(); status.Code(err) != codes.Unavailable {
+			t.Fatalf("received %+v, %v, want the end of the stream", r, err)
+		}
+	}
+	stays, moves := m.dial("stays", "a", true), m.dial("moves", "a", false)
+	for _, p := range []*proxy{stays, moves} {
+		p.send(request{typeURL: "cds"})
+	}
+	for len(m.server.Proxies()) < 2 {
+		runtime.Gosched()
+	}
+	told := make(map[string]string)
+	for range 2 { // the second finds it still there, or gone
+		m.server.Reclass(func(id string, class *corev3.Node) bool {
+			told[id] = class.GetCluster()
+			m.server.Proxies() // it is not locked
+			return id == "moves"
+		})
+	}
+	m.publish("a", "cds x=1")
+	ended(moves)
+	stays.want("cds x=1")
+	if diff := cmp.Diff(map[string]string{"stays": "a", "moves": "a"}, told); diff != "" {
+		t.Errorf("proxies and classes (-want +got):\n%s", diff)
+	}
+
+	class, once := m.server.cfg.Class, new(sync.Once)
+	m.server.cfg.Class = func(ctx context.Context, node *corev3.Node) (string, error) {
+		once.Do(func() { m.server.Reclass(func(string, *corev3.Node) bool { return false }) })
+		return class(ctx, node)
+	}
+	early := m.dial("early", "a", true)
+	early.send(request{typeURL: "cds"})
+	ended(early)
+	early = m.dial("early", "a", true)
+	early.send(request{typeURL: "cds"})
+	early.want("cds x=1")
 }
 
 // TestManyArriveAtOnce: a class is wanted once, however many of its proxies come.

@@ -106,8 +106,12 @@ type session struct {
 	// warming are the endpoints of clusters that were sent before the client
 	// subscribed to any endpoints. It is to get them even if it says it has them.
 	warming map[string]struct{}
-	// answered is when the client last answered listeners or routes.
-	answered time.Time
+	// answered is when the client last answered listeners or routes, resumed when it said
+	// that it has something from an earlier stream. Zero if it did not.
+	answered, resumed time.Time
+	// past is what clients of state of the world had; it may be nil. class is this one's.
+	past  *past
+	class string
 }
 
 func newSession(delta bool, prefix string) *session {
@@ -140,6 +144,9 @@ func (s *session) request(r *request, now time.Time) (*Nack, error) {
 			return nil, ErrTooManyTypes
 		}
 		w = s.open(r.typeURL)
+	}
+	if first && (len(r.initial) > 0 || r.version != "") {
+		s.resumed = now
 	}
 	nack := s.answer(w, r, now)
 	w.report(r.modules)
@@ -287,9 +294,10 @@ func (s *session) unsubscribe(w *watch, name string) {
 // all that the client wants.
 func (s *session) subscribeWorld(w *watch, r *request, first bool) error {
 	if first {
-		w.claim = r.version
+		w.claim, w.claimed = r.version, r.version != ""
 		w.legacy = fullState(w.typeURL)
 		w.owed = true
+		s.recall(w)
 	}
 	w.legacy = w.legacy && len(r.names) == 0
 	names := make(map[string]struct{}, len(r.names))
@@ -302,6 +310,18 @@ func (s *session) subscribeWorld(w *watch, r *request, first bool) error {
 	w.owed = w.owed || all && !w.wildcard
 	w.setWildcard(all)
 	return s.replaceNames(w, names)
+}
+
+// recall notes the clusters that the client has from an earlier stream, if its word for
+// them is known. What is not known to be there is removed as soon as clusters are sent:
+// state of the world has no way to ask, nor to leave it alone.
+func (s *session) recall(w *watch) {
+	if w.typeURL != ClusterType {
+		return
+	}
+	for _, res := range s.past.clusters(pastKey{s.class, w.claim}) {
+		w.have[res.Name] = holding{res: res, acked: res.Version}
+	}
 }
 
 func (s *session) replaceNames(w *watch, names map[string]struct{}) error {
@@ -332,24 +352,36 @@ func (s *session) next(now time.Time) (*response, time.Time) {
 	if s.snapshot == nil {
 		return nil, time.Time{}
 	}
-	wake := time.Time{}
+	var held, retry time.Time
 	for _, w := range s.order {
-		w.sweep(s.snapshot.set(w.typeURL))
-		if !w.due() {
+		set := s.snapshot.set(w.typeURL)
+		w.sweep(set)
+		refused, again, at := w.retry(set, now)
+		retry = earlier(retry, at)
+		if !w.due() && refused == nil {
 			continue
 		}
 		if until := s.heldBack(w); until.After(now) {
-			wake = until
+			held = until
 			continue
 		}
-		if r := s.update(w, now); r != nil {
-			return r, time.Time{}
+		if w.due() {
+			if r := s.update(w, now); r != nil {
+				return r, time.Time{}
+			}
+		}
+		if refused != nil {
+			return s.sendAgain(w, refused, again, now), time.Time{}
 		}
 	}
-	if !wake.IsZero() {
-		return nil, wake
+	if !held.IsZero() {
+		return nil, earlier(held, retry)
 	}
-	return s.nextRemoval(now)
+	r, wake := s.nextRemoval(now)
+	if r != nil {
+		return r, time.Time{}
+	}
+	return nil, earlier(wake, retry)
 }
 
 // heldBack is until when w's update waits for the clusters sent before it.
@@ -358,7 +390,7 @@ func (s *session) heldBack(w *watch) time.Time {
 	if (w.typeURL != ListenerType && w.typeURL != RouteType) || !w.serving() {
 		return time.Time{}
 	}
-	until, _ := s.watches[ClusterType].openUntil(warmPatience)
+	until, _ := s.watches[ClusterType].openUntil(s.snapshot.set(ClusterType), warmPatience)
 	return until
 }
 
@@ -407,6 +439,9 @@ func (s *session) world(w *watch, now time.Time) *response {
 		w.owed = false
 		return nil
 	}
+	if w.typeURL == ClusterType {
+		s.past.note(pastKey{s.class, version}, resources)
+	}
 	return s.respond(w, version, resources, nil, now)
 }
 
@@ -450,14 +485,17 @@ func (s *session) nextRemoval(now time.Time) (*response, time.Time) {
 
 // unused says whether the client has taken the listeners and routes that no
 // longer use what is gone; if not, when to ask again. As long as it refuses
-// them, it goes on using the old ones.
+// them, it goes on using the old ones. One that was connected before may not have asked
+// for them yet.
 func (s *session) unused(now time.Time) (time.Time, bool) {
 	until := time.Time{}
-	if !s.answered.IsZero() {
-		until = s.answered.Add(settle)
+	for _, at := range []time.Time{s.answered, s.resumed} {
+		if end := at.Add(settle); !at.IsZero() && end.After(until) {
+			until = end
+		}
 	}
 	for _, typeURL := range []string{ListenerType, RouteType} {
-		open, refused := s.watches[typeURL].openUntil(usePatience)
+		open, refused := s.watches[typeURL].openUntil(s.snapshot.set(typeURL), usePatience)
 		if refused {
 			return time.Time{}, false
 		}

@@ -426,14 +426,15 @@ func TestDelta(t *testing.T) {
 			c.publish("cds a=1; lds l=1")
 			c.want()
 		}},
-		{"a refused version is not sent again, the next is", func(c *client) {
+		{"a refused version is sent again after what is new, the next instead of it", func(c *client) {
 			c.publish("cds a=1")
 			c.request(request{typeURL: "cds"})
 			c.want("cds a=1")
 			c.nack(c.last["cds"], "no")
 			c.want()
 			c.publish("cds a=1 b=1")
-			c.want("cds b=1")
+			c.want("cds b=1", "cds a=1")
+			c.nack(c.last["cds"], "no")
 			c.publish("cds a=2 b=1")
 			c.want("cds a=2")
 		}},
@@ -450,6 +451,20 @@ func TestDelta(t *testing.T) {
 				"x": have("ecds", "x=1"), "y": have("ecds", "y=1"), "gone": "1", "unwanted": "1",
 			}})
 			c.wantExchange("cds b=2 c=1", "ecds y=2", "lds -gone", "cds -z")
+		}},
+		{"what is gone is not removed before listeners were asked for", func(c *client) {
+			c.publish("cds a=1; lds l=2")
+			c.request(request{typeURL: "cds", initial: map[string]string{"a": "older", "z": "1"}})
+			c.want("cds a=1")
+			c.ackAll()
+			c.want()
+			c.request(request{typeURL: "lds", initial: map[string]string{"l": "older"}})
+			c.want("lds l=2")
+			c.now = c.now.Add(settle)
+			c.want()
+			c.ackAll()
+			c.now = c.now.Add(settle)
+			c.want("cds -z")
 		}},
 		{"reconnect with nothing new is silent", func(c *client) {
 			c.publish("cds a=1")
@@ -518,6 +533,8 @@ func TestDelta(t *testing.T) {
 			c.want("lds l=2")
 			c.nack(c.last["lds"], "no")
 			c.now = c.now.Add(time.Hour)
+			c.want("lds l=2")
+			c.nack(c.last["lds"], "no")
 			c.want()
 			c.publish("cds a=1; lds l=3")
 			c.wantExchange("lds l=3", "cds -b")
@@ -674,6 +691,32 @@ func TestStateOfTheWorld(t *testing.T) {
 			c.wantExchange("ecds x=1", "lds l=1")
 			c.publish("cds a=2; lds l=1; ecds x=1")
 			c.wantExchange("cds a=2")
+		}},
+		{"reconnect: clusters that the client is known to have go after listeners and routes", func(c *client) {
+			c.s.past = newPast()
+			c.publish("cds old=1 same=1; lds l=1; rds r=1")
+			c.start("rds r")
+			again := newClient(c.t, false)
+			again.s.past, again.now = c.s.past, c.now
+			again.publish("cds new=1 same=1; lds l=2; rds r=2")
+			again.request(request{typeURL: "cds", nonce: "old.1", version: c.snap.Version(ClusterType)})
+			again.request(request{typeURL: "lds", nonce: "old.2", version: "other"})
+			again.request(request{typeURL: "rds", nonce: "old.3", version: "other", names: []string{"r"}})
+			again.want("cds new=1 old=1 same=1")
+			again.ackAll()
+			again.want("lds l=2", "rds r=2")
+			again.ackAll()
+			again.want()
+			again.now = again.now.Add(settle)
+			again.want("cds new=1 same=1")
+		}},
+		{"reconnect: listeners and routes wait for clusters, known or not", func(c *client) {
+			c.publish("cds a=1; lds l=1")
+			c.request(request{typeURL: "cds", nonce: "old.1", version: "other"})
+			c.request(request{typeURL: "lds", nonce: "old.2", version: "other"})
+			c.want("cds a=1")
+			c.now = c.now.Add(warmPatience)
+			c.want("lds l=1")
 		}},
 		{"a changed cluster gets the endpoints again", func(c *client) {
 			c.publish("cds a=1; eds a=1 b=1")

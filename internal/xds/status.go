@@ -34,9 +34,17 @@ type Type struct {
 	Reason     string `json:"reason,omitempty"`   // of that refusal
 	Extensions []Held `json:"resource,omitempty"` // of extension configs only, sorted by name
 	Waiting    bool   `json:"waiting,omitempty"`  // the last response is not answered yet
+
+	// Open are, of listeners only, those whose newest version is not accepted, sorted by
+	// name. A proxy refuses a response as a whole: of one that it refuses these are the
+	// listeners that its reason names, as Envoy and our engine do, if it names any.
+	Open []Held `json:"open,omitempty"`
+	// Settled is the version of the type in the [Snapshot] that all was sent of, or was
+	// there before; empty while something is still to be sent.
+	Settled string `json:"settled,omitempty"`
 }
 
-// A Held is what has become of one extension config at one proxy.
+// A Held is what has become of one extension config, or listener, at one proxy.
 type Held struct {
 	Name    string     `json:"name"`
 	State   State      `json:"state"`             // of Version
@@ -130,7 +138,11 @@ func (w *watch) status() Type {
 	if d := w.nacked(); d != nil {
 		t.Nacked, t.Reason = d.version, d.err
 	}
-	if w.typeURL == ExtensionType {
+	t.Settled = w.settled()
+	switch w.typeURL {
+	case ListenerType:
+		t.Open = w.open()
+	case ExtensionType:
 		for _, name := range slices.Sorted(maps.Keys(w.names)) {
 			t.Extensions = append(t.Extensions, w.held(name))
 		}
@@ -172,7 +184,7 @@ func (w *watch) held(name string) Held {
 // An Extension is what has become of one extension config at all proxies.
 type Extension struct {
 	Name    string         `json:"name"`
-	Wanted  int            `json:"wanted"`            // proxies that subscribe to it
+	Wanted  int            `json:"wanted"`            // proxies that are to run it
 	Running map[string]int `json:"running"`           // proxies that run it, by version
 	Modules map[string]int `json:"modules,omitempty"` // proxies that run the module with that digest, as far as they have told
 	Pending int            `json:"pending"`           // proxies that have not answered yet
@@ -201,7 +213,7 @@ func Extensions(proxies []Proxy) []Extension {
 				e = &Extension{Name: held.Name, Running: make(map[string]int)}
 				sums[held.Name] = e
 			}
-			e.add(p.ID, held)
+			e.Add(p.ID, held)
 		}
 	}
 	sorted := make([]Extension, 0, len(sums))
@@ -211,7 +223,8 @@ func Extensions(proxies []Proxy) []Extension {
 	return sorted
 }
 
-func (e *Extension) add(proxy string, h Held) {
+// Add counts what one more proxy does.
+func (e *Extension) Add(proxy string, h Held) {
 	e.Wanted++
 	if h.Running != "" {
 		e.Running[h.Running]++

@@ -9,6 +9,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -24,9 +25,16 @@ type stream struct {
 	serial    uint64
 	connected time.Time
 	wake      chan struct{} // there may be something to send
+	moved     chan struct{} // closed when the proxy is of another class
+	holder    *holder       // nil: nobody counts it
+
+	// Of the goroutine that receives: lines of the log about nacks.
+	nacks  *rate.Limiter
+	unsaid int // since the last line
 
 	mu      sync.Mutex // held to compute, never to send or receive
 	session *session
+	ending  bool // moved is closed
 }
 
 func (st *stream) signal() {
@@ -38,9 +46,21 @@ func (st *stream) signal() {
 
 func (st *stream) offer(snap *Snapshot) {
 	st.mu.Lock()
-	st.session.offer(snap)
+	if !st.ending {
+		st.session.offer(snap)
+	}
 	st.mu.Unlock()
 	st.signal()
+}
+
+// move ends the stream, whose proxy is of another class. It is offered nothing more.
+func (st *stream) move() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.ending {
+		st.ending = true
+		close(st.moved)
+	}
 }
 
 func (st *stream) request(r *request) (*Nack, error) {
@@ -78,18 +98,26 @@ func (s *Server) StreamAggregatedResources(g discoveryv3.AggregatedDiscoveryServ
 // goroutine sends; another receives, so that a client that is slow to read is
 // still heard.
 func (s *Server) serve(w wire, delta bool) error {
+	h, err := s.enter(s.cfg.Bound(w.Context()))
+	if err != nil {
+		return s.refuse(w, "", err)
+	}
+	defer s.exit(h)
 	r, node, err := w.receive()
 	if err != nil {
 		return ended(err)
 	}
+	classed := s.classings()
 	key, err := s.nodeClass(w.Context(), node)
 	if err != nil {
-		s.cfg.Log.Warn("proxy refused", "proxy", node.GetId(), "peer", address(w.Context()), "reason", err)
-		return status.Error(refusal(err), err.Error())
+		return s.refuse(w, node.GetId(), err)
 	}
-	st, err := s.join(node, key, delta, address(w.Context()))
-	if err != nil {
+	st, err := s.join(h, node, key, classed, delta, address(w.Context()))
+	if errors.Is(err, errStopping) || errors.Is(err, errMoved) {
 		return status.Error(codes.Unavailable, err.Error())
+	}
+	if err != nil {
+		return s.refuse(w, node.GetId(), err)
 	}
 	defer s.leave(st)
 	s.cfg.Log.Info("proxy connected", "proxy", st.id, "peer", st.peer, "delta", delta)
@@ -104,8 +132,20 @@ func (s *Server) serve(w wire, delta bool) error {
 	return err
 }
 
-// refusal is the code of an error of Config.Class: its own, if it has one.
+// refuse is the error of a stream that proxy may not have.
+func (s *Server) refuse(w wire, proxy string, err error) error {
+	peer := address(w.Context())
+	if unsaid, ok := s.lines.Tell(peer); ok {
+		s.cfg.Log.Warn("proxy refused", "proxy", proxy[:min(len(proxy), maxName)], "peer", peer, "reason", err, "unsaid", unsaid)
+	}
+	return status.Error(refusal(err), err.Error())
+}
+
+// refusal is the code of an error of a stream that begins: its own, if it has one.
 func refusal(err error) codes.Code {
+	if errors.Is(err, ErrTooManyStreams) || errors.Is(err, ErrTooManyClasses) {
+		return codes.ResourceExhausted
+	}
 	if s, ok := status.FromError(err); ok {
 		return s.Code()
 	}
@@ -139,11 +179,22 @@ func code(err error) codes.Code {
 	return codes.InvalidArgument
 }
 
-// maxNames is how many names of one nack are logged.
-const maxNames = 10
+const (
+	// maxNames is how many names of one nack are logged.
+	maxNames = 10
+	// Nacks of one stream that are logged: so many at once, and one after each pause.
+	nackLines = 100
+	nackPause = time.Second
+)
 
 func (s *Server) refused(st *stream, n *Nack) {
 	s.metrics.refused(n.Type)
+	if !st.nacks.Allow() {
+		st.unsaid++
+		return
+	}
+	unsaid := st.unsaid
+	st.unsaid = 0
 	s.cfg.Log.Warn("configuration refused",
 		"proxy", st.id,
 		"type", n.Type,
@@ -151,7 +202,8 @@ func (s *Server) refused(st *stream, n *Nack) {
 		"version", n.Version,
 		"nonce", n.Nonce,
 		"late", n.Late,
-		"reason", n.Reason)
+		"reason", n.Reason,
+		"unsaid", unsaid)
 }
 
 // send sends what there is to send, when there is, until the stream ends.
@@ -176,6 +228,8 @@ func (s *Server) send(st *stream, w wire, received <-chan error) error {
 		case <-again:
 		case err := <-received:
 			return err
+		case <-st.moved:
+			return status.Error(codes.Unavailable, errMoved.Error())
 		case <-s.stopping:
 			return status.Error(codes.Unavailable, errStopping.Error())
 		}

@@ -1,8 +1,10 @@
 package xds
 
 import (
+	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 	"unique"
 
@@ -34,6 +36,9 @@ type watch struct {
 	owed   bool                // a response is due even if it holds nothing
 	claim  string              // state of the world: version that the client says it has
 
+	claimed bool // state of the world: the client has something from an earlier stream
+	refused bool // some of sent may be refused
+
 	sent  map[string]*delivery // by nonce: the last, and those that are the newest of some resource
 	last  *delivery
 	acked *delivery // the last that was accepted
@@ -60,6 +65,11 @@ type delivery struct {
 	since time.Time // in state: pending since it was sent
 	err   string    // if refused
 	code  codes.Code
+
+	// Of what was refused and is sent again. The refusal stands until that is answered.
+	tries int  // how often it was sent again because of the time
+	open  bool // it was sent again and is not answered
+	again bool // it is to be sent again at once
 }
 
 // A State is what has become of something sent.
@@ -106,6 +116,9 @@ func (w *watch) setWildcard(all bool) {
 
 // serving says that the client runs on something of this type already.
 func (w *watch) serving() bool {
+	if w.claimed {
+		return true
+	}
 	for _, h := range w.have {
 		if h.res != nil {
 			return true
@@ -147,10 +160,79 @@ func (w *watch) drop(name string) {
 func (w *watch) report(modules map[string]module.Digest) {
 	for name, digest := range modules {
 		if h, ok := w.have[name]; ok && w.typeURL == ExtensionType {
-			h.module = unique.Make(digest) // a thousand clients run the same
+			h.module = unique.Handle[module.Digest]{}
+			if !digest.IsZero() {
+				h.module = unique.Make(digest) // a thousand clients run the same
+			}
 			w.have[name] = h
 		}
 	}
+}
+
+// open are the resources whose newest is not accepted, sorted by name, with the part of
+// the reason that is about each; see [Type].
+func (w *watch) open() []Held {
+	var open []Held
+	for _, d := range w.sent {
+		if d.state == Acked {
+			continue
+		}
+		named := slices.ContainsFunc(d.resources, func(r *Resource) bool { return find(d.err, r.Name) >= 0 })
+		for _, res := range d.resources {
+			if w.have[res.Name].in != d || named && find(d.err, res.Name) < 0 {
+				continue
+			}
+			held := w.held(res.Name)
+			held.Reason = about(d.err, res.Name)
+			open = append(open, held)
+		}
+	}
+	slices.SortFunc(open, func(a, b Held) int { return cmp.Compare(a.Name, b.Name) })
+	return open
+}
+
+// find is where reason has the name of a resource, not as a part of another's; negative
+// if it has not.
+func find(reason, name string) int {
+	for from := 0; ; {
+		i := strings.Index(reason[from:], name)
+		if i < 0 {
+			return -1
+		}
+		start, end := from+i, from+i+len(name)
+		if (start == 0 || !inName(reason[start-1])) && (end == len(reason) || !inName(reason[end])) {
+			return start
+		}
+		from = start + 1
+	}
+}
+
+func inName(c byte) bool {
+	return c == '_' || c == '-' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+}
+
+// about is what follows the name of a resource in reason, as far as the line goes; all of
+// reason if it does not put it so.
+func about(reason, name string) string {
+	i := find(reason, name)
+	if i < 0 {
+		return reason
+	}
+	after, ok := strings.CutPrefix(reason[i+len(name):], ": ")
+	if !ok {
+		return reason
+	}
+	after, _, _ = strings.Cut(after, "\n")
+	return after
+}
+
+// settled is the version of the set of which nothing is left to be sent; empty if
+// something is.
+func (w *watch) settled() string {
+	if w.owed || len(w.queue)+len(w.look) > 0 {
+		return ""
+	}
+	return w.at
 }
 
 // forget removes every trace of name.
@@ -179,6 +261,9 @@ func (w *watch) release(d *delivery) {
 // catchUp notes what may differ between what the client has and s. A client
 // that is just one change behind costs only that change.
 func (w *watch) catchUp(s *set) {
+	if w.at != s.version && w.at != "" {
+		w.retryRefused()
+	}
 	switch w.at {
 	case s.version:
 		return
@@ -283,7 +368,7 @@ func (w *watch) due() bool {
 }
 
 // deliver notes that d was sent. It returns the resources in it that the
-// client had not, or had otherwise.
+// client had not, or had otherwise, or refused.
 func (w *watch) deliver(d *delivery) (news []*Resource) {
 	before := w.last
 	w.sent[d.nonce], w.last = d, d
@@ -293,7 +378,7 @@ func (w *watch) deliver(d *delivery) (news []*Resource) {
 	d.newest = len(d.resources)
 	for _, res := range d.resources {
 		h := w.have[res.Name]
-		if h.res == nil || h.res.Version != res.Version {
+		if h.res == nil || h.res.Version != res.Version || h.in != nil && h.in.state == Nacked {
 			news = append(news, res)
 		}
 		w.release(h.in)
@@ -305,9 +390,9 @@ func (w *watch) deliver(d *delivery) (news []*Resource) {
 
 // answer notes what the client says of d.
 func (w *watch) answer(d *delivery, refused bool, code codes.Code, reason string, now time.Time) {
-	d.since, d.err, d.code = now, reason, code
+	d.since, d.err, d.code, d.open = now, reason, code, false
 	if refused {
-		d.state = Nacked
+		d.state, w.refused = Nacked, true
 		return
 	}
 	d.state, w.acked = Acked, d
@@ -320,15 +405,15 @@ func (w *watch) answer(d *delivery, refused bool, code codes.Code, reason string
 }
 
 // openUntil is when the answers that are open are waited for no longer, and
-// whether the newest of something is refused.
-func (w *watch) openUntil(patience time.Duration) (until time.Time, refused bool) {
+// whether the newest of something is refused that is still in s.
+func (w *watch) openUntil(s *set, patience time.Duration) (until time.Time, refused bool) {
 	if w == nil {
 		return time.Time{}, false
 	}
 	for _, d := range w.sent {
 		switch {
 		case d.state == Nacked:
-			refused = true
+			refused = refused || len(w.current(d, s)) > 0
 		case d.state == Pending && d.since.Add(patience).After(until):
 			until = d.since.Add(patience)
 		}

@@ -19,57 +19,62 @@ const untried = "--preflight=false"
 // Both variants of xDS: a plugin is created, changed, changed to one that cannot
 // be had, and deleted, and one that cannot be had is created, while requests go on.
 func TestLifecycleOfVariants(t *testing.T) {
+	eachVariant(t, func(t *testing.T, args []string) {
+		s := startShelf(t)
+		one, two := s.put("one.wasm", module(t, "one")), s.put("two.wasm", module(t, "two"))
+		refuse := s.put("refuse.wasm", testModule(t, "refuse-config"))
+		m := start(t, func(m *mesh) { m.AgentArgs = args })
+		l := m.load()
+		for range 2 {
+			m.write("plugin.yaml", plugin("header", one, "first"))
+			m.answers(200, "first")
+			l.more(100)
+			m.write("plugin.yaml", plugin("header", two, "second"))
+			m.answers(200, "second")
+			l.more(100)
+
+			m.write("plugin.yaml", plugin("header", s.url("missing.wasm"), "third"))
+			m.refusal("header", "missing.wasm", "404")
+			l.more(100)
+			m.answers(200, "second")
+			m.write("plugin.yaml", plugin("header", refuse, "fourth"))
+			m.refusal("header", "the proxy refused it")
+			l.more(100)
+			m.answers(200, "second")
+			m.write("plugin.yaml", plugin("header", one, "first"))
+			m.answers(200, "first")
+			m.write("plugin.yaml", plugin("header", refuse, "fourth"))
+			m.refusal("header", "the proxy refused it")
+			m.write("more.yaml", plugin("more", two, "more")) // what Envoy refused keeps nothing else from it
+			m.answers(200, "more,first")
+			m.remove("more.yaml")
+			m.answers(200, "first")
+			m.remove("plugin.yaml")
+			m.answers(200, "")
+			l.more(100)
+			m.write("other.yaml", plugin("other", s.url("missing.wasm"), "fifth"))
+			m.refusal("other", "404")
+			m.answers(200, "")
+			m.write("other.yaml", plugin("other", refuse, "fifth"))
+			m.refusal("other", "the proxy refused it")
+			m.answers(200, "")
+			l.more(100)
+			m.remove("other.yaml")
+		}
+		l.only(ok(""), ok("first"), ok("second"), ok("more,first"))
+		if got := m.fetches(); got != 3 {
+			t.Errorf("%v fetches, want one for each module", got)
+		}
+	})
+}
+
+// eachVariant runs a test with agents that speak either variant of xDS, and try nothing.
+func eachVariant(t *testing.T, run func(t *testing.T, args []string)) {
 	for name, args := range map[string][]string{
 		"incremental":        {untried},
 		"state of the world": {untried, "--state-of-the-world"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			s := startShelf(t)
-			one, two := s.put("one.wasm", module(t, "one")), s.put("two.wasm", module(t, "two"))
-			refuse := s.put("refuse.wasm", testModule(t, "refuse-config"))
-			m := start(t, func(m *mesh) { m.AgentArgs = args })
-			l := m.load()
-			for range 2 {
-				m.write("plugin.yaml", plugin("header", one, "first"))
-				m.answers(200, "first")
-				l.more(100)
-				m.write("plugin.yaml", plugin("header", two, "second"))
-				m.answers(200, "second")
-				l.more(100)
-
-				m.write("plugin.yaml", plugin("header", s.url("missing.wasm"), "third"))
-				m.refusal("header", "missing.wasm", "404")
-				l.more(100)
-				m.answers(200, "second")
-				m.write("plugin.yaml", plugin("header", refuse, "fourth"))
-				m.refusal("header", "the proxy refused it")
-				l.more(100)
-				m.answers(200, "second")
-				m.write("plugin.yaml", plugin("header", one, "first"))
-				m.answers(200, "first")
-				m.write("plugin.yaml", plugin("header", refuse, "fourth"))
-				m.refusal("header", "the proxy refused it")
-				m.write("more.yaml", plugin("more", two, "more")) // what Envoy refused keeps nothing else from it
-				m.answers(200, "more,first")
-				m.remove("more.yaml")
-				m.answers(200, "first")
-				m.remove("plugin.yaml")
-				m.answers(200, "")
-				l.more(100)
-				m.write("other.yaml", plugin("other", s.url("missing.wasm"), "fifth"))
-				m.refusal("other", "404")
-				m.answers(200, "")
-				m.write("other.yaml", plugin("other", refuse, "fifth"))
-				m.refusal("other", "the proxy refused it")
-				m.answers(200, "")
-				l.more(100)
-				m.remove("other.yaml")
-			}
-			l.only(ok(""), ok("first"), ok("second"), ok("more,first"))
-			if got := m.fetches(); got != 3 {
-				t.Errorf("%v fetches, want one for each module", got)
-			}
-		})
+		t.Run(name, func(t *testing.T) { run(t, args) })
 	}
 }
 
@@ -89,12 +94,12 @@ func TestTroubleWhileFetching(t *testing.T) {
 			m.refusal("a", "the proxy refused it")
 		},
 		"control plane": func() {
-			m.Control.kill()
+			m.Control.Kill()
 			m.startControl()
 			m.isConnected()
 		},
 		"agent": func() {
-			m.Agent.kill()
+			m.Agent.Kill()
 			m.startAgent()
 			m.ready()
 			m.isConnected()
@@ -270,7 +275,7 @@ spec:
   - applyTo: BOOTSTRAP
     patch: {operation: MERGE, value: {stats_flush_interval: 1s}}
 `,
-			want: problem{Line: 2, Kind: "EnvoyFilter", Namespace: "istio-system", Name: "boot", Field: "spec.configPatches[0].applyTo", Message: "BOOTSTRAP", Mend: " "},
+			want: problem{Line: 7, Kind: "EnvoyFilter", Namespace: "istio-system", Name: "boot", Field: "spec.configPatches[0].applyTo", Message: "BOOTSTRAP", Mend: " "},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -300,7 +305,7 @@ spec:
 			if rest != c.want {
 				t.Errorf("problem %+v, want %+v", got, c.want)
 			}
-			if log := m.Control.output(t); !strings.Contains(log, at) || !strings.Contains(log, c.want.Field) {
+			if log := m.Control.Output(t); !strings.Contains(log, at) || !strings.Contains(log, c.want.Field) {
 				t.Errorf("log does not tell %+v:\n%s", c.want, log)
 			}
 			l.more(200)

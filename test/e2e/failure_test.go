@@ -68,13 +68,13 @@ func TestAgentKilled(t *testing.T) {
 	m.write("plugin.yaml", plugin("header", url, "first"))
 	m.answers(200, "first")
 	m.runs("header")
-	r.stop(t)
+	r.Stop(t)
 	pid := m.envoyPID()
 	before := m.configChanges()
 	l := m.load()
 	l.more(200)
 
-	m.Agent.kill()
+	m.Agent.Kill()
 	l.more(300)
 	m.startAgent()
 	m.ready()
@@ -98,7 +98,7 @@ func TestAgentKilled(t *testing.T) {
 	m.routes("/one", 418)
 	l.more(200)
 
-	m.Agent.kill()
+	m.Agent.Kill()
 	m.write("plugin.yaml", plugin("header", url, "third"))
 	m.write("route.yaml", route("/two", 418))
 	l.more(200)
@@ -114,7 +114,7 @@ func TestAgentKilled(t *testing.T) {
 	if got := m.envoyPID(); got != pid {
 		t.Errorf("Envoy is process %d, was %d: it was not adopted", got, pid)
 	}
-	if log := m.Agent.output(t); !strings.Contains(log, "envoy adopted") {
+	if log := m.Agent.Output(t); !strings.Contains(log, "envoy adopted") {
 		t.Errorf("log does not tell that Envoy was adopted:\n%s", log)
 	}
 }
@@ -148,7 +148,7 @@ func TestAgentStopped(t *testing.T) {
 		asking.Go(func() { answers <- page("http://" + m.Gateway + "/slow") })
 	}
 	waiting.Wait()
-	if err := m.Agent.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := m.Agent.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "no more clients are let in", func() error {
@@ -170,8 +170,8 @@ func TestAgentStopped(t *testing.T) {
 			t.Errorf("a request that was under way was answered %+v", a)
 		}
 	}
-	<-m.Agent.done
-	if code := m.Agent.cmd.ProcessState.ExitCode(); code != 0 {
+	<-m.Agent.Done
+	if code := m.Agent.Cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("agent exits with %d", code)
 	}
 	if err := syscall.Kill(pid, 0); m.Proxy == "envoy" && !errors.Is(err, syscall.ESRCH) {
@@ -202,7 +202,7 @@ func TestControlKilled(t *testing.T) {
 	l.more(200)
 
 	before, converted := m.configChanges(), m.conversions()
-	m.Control.kill()
+	m.Control.Kill()
 	l.more(200)
 	m.startControl()
 	m.isConnected()
@@ -217,7 +217,7 @@ func TestControlKilled(t *testing.T) {
 	l.only(ok("first"))
 
 	l = m.load()
-	m.Control.kill()
+	m.Control.Kill()
 	m.write("plugin.yaml", plugin("header", url, "second"))
 	m.write("route.yaml", route("/two", 418))
 	l.more(200)
@@ -299,7 +299,7 @@ func TestControlAwayAtStart(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(away) })
 	m.startControl()
 	eventually(t, "control plane says what is wrong", func() error {
-		if log := m.Control.output(t); !strings.Contains(log, m.Dir+": cannot be read") {
+		if log := m.Control.Output(t); !strings.Contains(log, m.Dir+": cannot be read") {
 			return fmt.Errorf("log:\n%s", log)
 		}
 		return nil
@@ -355,7 +355,7 @@ func TestEnvoyKilled(t *testing.T) {
 	if got := m.fetches(); got != 1 {
 		t.Errorf("%v fetches, want the first only", got)
 	}
-	if log := m.Agent.output(t); !strings.Contains(log, "envoy died") {
+	if log := m.Agent.Output(t); !strings.Contains(log, "envoy died") {
 		t.Errorf("log does not tell that Envoy died:\n%s", log)
 	}
 }
@@ -370,16 +370,16 @@ func TestEnvoyExitsAtOnce(t *testing.T) {
 		m.startAgent()
 		eventually(t, "agent gives up", func() error {
 			select {
-			case <-m.Agent.done:
+			case <-m.Agent.Done:
 				return nil
 			default:
 				return errors.New("runs")
 			}
 		})
-		if code := m.Agent.cmd.ProcessState.ExitCode(); code != 1 {
+		if code := m.Agent.Cmd.ProcessState.ExitCode(); code != 1 {
 			t.Errorf("agent exits with %d, want 1", code)
 		}
-		log := m.Agent.output(t)
+		log := m.Agent.Output(t)
 		for _, say := range []string{"exited at every start", "exit status 1", "no-such-option"} {
 			if !strings.Contains(log, say) {
 				t.Errorf("log does not say %q:\n%s", say, log)
@@ -409,7 +409,7 @@ func TestEnvoyExitsAtOnce(t *testing.T) {
 		said := regexp.MustCompile(`envoy died.*exit status 3.*restart_in=(\S+)`)
 		var pauses [][]string
 		eventually(t, "Envoy dies again and again", func() error {
-			if pauses = said.FindAllStringSubmatch(m.Agent.output(t), -1); len(pauses) < 4 {
+			if pauses = said.FindAllStringSubmatch(m.Agent.Output(t), -1); len(pauses) < 4 {
 				return fmt.Errorf("%q", pauses)
 			}
 			return nil
@@ -500,7 +500,7 @@ func TestStoreDamaged(t *testing.T) {
 		"flipped":   func(module []byte) []byte { module[len(module)/2] ^= 0xff; return module },
 	} {
 		t.Run(name, func(t *testing.T) {
-			m.Agent.stop(t)
+			m.Agent.Stop(t)
 			stored, err := filepath.Glob(filepath.Join(m.Data, "modules", "*.wasm"))
 			if err != nil || len(stored) != 1 {
 				t.Fatalf("stored modules: %v, %v", stored, err)
@@ -551,4 +551,48 @@ func TestModulesShared(t *testing.T) {
 	if got := a.fetches() + b.fetches(); got != 1 {
 		t.Errorf("%v fetches in all, want 1", got)
 	}
+}
+
+// The same, if both want it at the same instant, when they start.
+func TestModulesSharedFromTheStart(t *testing.T) {
+	s := startShelf(t)
+	modules := t.TempDir()
+	url := s.put("header.wasm", module(t, "from the start"))
+	release := s.hold("header.wasm")
+	defer release()
+	var both []*mesh
+	for range 2 {
+		m := prepare(t, func(m *mesh) { m.AgentArgs = []string{"--modules", modules} })
+		m.write("plugin.yaml", plugin("header", url, "first"))
+		m.startControl()
+		both = append(both, m)
+	}
+	for _, m := range both {
+		m.startAgent()
+	}
+	for _, m := range both {
+		eventually(t, "module is looked for", func() error {
+			if m.lookups() == 0 {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+	release()
+	for _, m := range both {
+		m.serving()
+		m.answers(200, "first")
+	}
+	if asked, _ := s.count("header.wasm"); asked != 1 {
+		t.Errorf("%d requests for the module, want 1", asked)
+	}
+}
+
+// lookups is how often an agent has looked for a module that it had not; 0 as long as it
+// does not tell.
+func (m *mesh) lookups() float64 {
+	if a := page("http://" + m.AgentHTTP + "/metrics"); a.status != http.StatusOK {
+		return 0
+	}
+	return m.metric(m.AgentHTTP, missed)
 }

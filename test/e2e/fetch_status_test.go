@@ -125,8 +125,8 @@ func (m *mesh) loads(module []byte) {
 func (m *mesh) hides(secrets ...string) {
 	m.t.Helper()
 	seen := map[string]string{
-		"log of the agent and Envoy":   m.Agent.output(m.t),
-		"log of the control plane":     m.Control.output(m.t),
+		"log of the agent and Envoy":   m.Agent.Output(m.t),
+		"log of the control plane":     m.Control.Output(m.t),
 		"configuration of Envoy":       m.page(m.Admin, "/config_dump?include_eds"),
 		"clusters of Envoy":            m.page(m.Admin, "/clusters"),
 		"stats of Envoy":               m.page(m.Admin, "/stats"),

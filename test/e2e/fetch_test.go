@@ -357,7 +357,7 @@ func TestFailingUpdate(t *testing.T) {
 	if n := forbidden.dials.Load(); n > 0 {
 		t.Errorf("the agent dialled a blocked address %d times", n)
 	}
-	peak := peakMemory(t, m.Agent.cmd.Process.Pid)
+	peak := peakMemory(t, m.Agent.Cmd.Process.Pid)
 	t.Logf("the agent took up to %d MiB", peak>>20)
 	if peak > 128<<20 {
 		t.Errorf("the agent took up to %d bytes of memory, want a bound whatever it is sent", peak)

@@ -335,7 +335,7 @@ spec:
 		})
 	})
 	_, key, _ := bytes.Cut([]byte(apiSecret), []byte("tls.key: "))
-	for name, log := range map[string]string{"control plane": m.Control.output(t), "agent": m.Agent.output(t)} {
+	for name, log := range map[string]string{"control plane": m.Control.Output(t), "agent": m.Agent.Output(t)} {
 		if strings.Contains(log, string(key[:40])) {
 			t.Errorf("private key is in the log of the %s", name)
 		}

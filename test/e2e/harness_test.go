@@ -3,26 +3,23 @@
 package e2e
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 )
 
 // patience is how long anything that must happen may take.
@@ -31,143 +28,30 @@ const patience = 30 * time.Second
 // tool is the path of a program that the tests need, from the environment.
 func tool(t testing.TB, variable string) string {
 	t.Helper()
-	path := os.Getenv(variable)
-	if path == "" {
-		t.Fatalf("%s is not set; run make e2e", variable)
-	}
-	return path
+	return envoytest.Tool(t, variable)
 }
-
-// ports are handed out one after the other, below those that the system takes for
-// outgoing connections, so that no other socket takes one before it is bound.
-var ports atomic.Int64
 
 // freePort is a loopback port that nothing listens on.
 func freePort(t testing.TB) int {
 	t.Helper()
-	const first, last = 20000, 32000
-	ports.CompareAndSwap(0, first+rand.Int64N(last-first))
-	for range last - first {
-		port := int(first + ports.Add(1)%(last-first))
-		l, err := net.Listen("tcp", loopback(port))
-		if err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return 0
+	return envoytest.Port(t)
 }
 
-func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+func loopback(port int) string { return envoytest.Loopback(port) }
 
 // eventually waits until f is nil.
 func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	err := f()
-	for err != nil {
-		select {
-		case <-tick.C:
-			err = f()
-		case <-ctx.Done():
-			t.Fatalf("%s: still after %v: %v", what, patience, err)
-		}
-	}
-}
-
-// A logBuffer keeps what a process printed.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	envoytest.Wait{Patience: patience, Every: 10 * time.Millisecond}.Until(t, what, f)
 }
 
 // A process is a program under test or beside it.
-type process struct {
-	cmd  *exec.Cmd
-	log  *logBuffer
-	done chan struct{} // closed when it has ended
-}
+type process = envoytest.Process
 
-// spawn starts a program. When the test ends it is terminated, and what it
-// printed is shown if the test failed.
+// spawn starts one.
 func spawn(t testing.TB, env []string, name string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(name, args...), log: new(logBuffer), done: make(chan struct{})}
-	// A file, not a pipe of ours, so that what it starts can outlive it.
-	out, err := os.Create(filepath.Join(t.TempDir(), "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = p.cmd.Wait() // how it ended is in its log
-		close(p.done)
-	}()
-	t.Cleanup(func() {
-		p.stop(t)
-		out.Close()
-		if t.Failed() {
-			text, err := os.ReadFile(out.Name())
-			t.Logf("%s %s (%v):\n%s", filepath.Base(name), strings.Join(args, " "), err, tail(text, 12_000))
-		}
-	})
-	return p
-}
-
-func tail(b []byte, n int) []byte {
-	if len(b) > n {
-		return b[len(b)-n:]
-	}
-	return b
-}
-
-// output is what p has printed so far.
-func (p *process) output(t testing.TB) string {
-	t.Helper()
-	text, err := os.ReadFile(p.cmd.Stdout.(*os.File).Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-// stop terminates p and waits until it is gone.
-func (p *process) stop(t testing.TB) {
-	t.Helper()
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
-	select {
-	case <-p.done:
-	case <-time.After(patience):
-		t.Errorf("%s does not end on SIGTERM", p.cmd.Path)
-		p.kill()
-	}
-}
-
-// kill ends p as a crash would.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill() // it may be gone already
-	<-p.done
+	return envoytest.Start(t, env, name, args...)
 }
 
 // A mesh is a control plane, an agent and an Envoy as a gateway, with a folder
@@ -245,12 +129,7 @@ func (m *mesh) reap() {
 // shortTempDir is a temporary folder whose path leaves room for a Unix socket's.
 func shortTempDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ch")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
+	return envoytest.ShortDir(t)
 }
 
 func (m *mesh) startControl() {

@@ -35,7 +35,7 @@ func TestSecure(t *testing.T) {
 		other.startAgent()
 		t.Cleanup(other.reap)
 		eventually(t, "refusal", func() error {
-			if log := other.Agent.output(t); !strings.Contains(log, reason) {
+			if log := other.Agent.Output(t); !strings.Contains(log, reason) {
 				return fmt.Errorf("the agent does not tell %q", reason)
 			}
 			return nil

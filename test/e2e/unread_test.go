@@ -17,7 +17,7 @@ func TestResourcesUnreadableAtStart(t *testing.T) {
 	l := m.load()
 	l.more(100)
 	before := m.configChanges()
-	m.Control.stop(t)
+	m.Control.Stop(t)
 	away := m.Dir + ".away"
 	if err := errors.Join(os.Rename(m.Dir, away), os.Symlink(m.Dir, m.Dir)); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ package kubernetes
 
 import (
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/chandler-proxy/chandler/test/kube"
@@ -68,4 +69,33 @@ func updates(t *testing.T, c *kube.Cluster, namespace, app, target string) {
 	}
 	load.flows(t)
 	load.end(t)
+}
+
+// TestRelabelledPod: a plugin comes to a running pod with the label that it selects, and
+// goes with it. No request fails.
+func TestRelabelledPod(t *testing.T) {
+	c := installed(t)
+	push(t, c, "header-counter.wasm", "headers:v1")
+	for proxy, annotations := range map[string]string{"engine": "", "envoy": envoyPod} {
+		t.Run(proxy, func(t *testing.T) {
+			t.Parallel()
+			namespace := "relabelled-" + proxy
+			ownNamespace(t, c, namespace, "istio-injection=enabled")
+			apply(t, c, namespace, httpbin("httpbin", 1, annotations), "httpbin")
+			apply(t, c, namespace, strings.Replace(headers("headers", "httpbin", "Labels", "followed"), "app: httpbin", "extra: wanted", 1))
+			target := "http://" + serviceIP(t, c, namespace, "httpbin") + "/get"
+			answers(t, c, target, 200, "Labels", "")
+			load := startLoad(t, c, target)
+			load.flows(t)
+			for range cycles {
+				c.Kubectl(t, "label", "pod", "-n", namespace, "-l", "app=httpbin", "extra=wanted")
+				answers(t, c, target, 200, "Labels", "followed")
+				programmed(t, c, namespace, "headers", "1/1")
+				c.Kubectl(t, "label", "pod", "-n", namespace, "-l", "app=httpbin", "extra-")
+				answers(t, c, target, 200, "Labels", "")
+			}
+			load.flows(t)
+			load.end(t)
+		})
+	}
 }

@@ -61,6 +61,9 @@ type Config struct {
 type plane struct {
 	cfg       Config
 	namespace string
+	self      identity.Plane
+	inject    inject.Options // with all defaults
+	foreign   *foreign       // what other control planes of the cluster have
 	client    kubernetes.Interface
 	dynamic   dynamic.Interface
 	ca        *identity.Authority
@@ -73,6 +76,7 @@ type plane struct {
 // Run serves a cluster until ctx ends. The first part to fail stops the rest.
 func Run(ctx context.Context, cfg Config) error {
 	p := &plane{cfg: cfg, log: cfg.Control.Log, namespace: cmp.Or(cfg.Control.Mesh.RootNamespace, "istio-system")}
+	p.self = identity.Plane{Namespace: p.namespace, Revision: cmp.Or(cfg.Inject.Revision, inject.DefaultRevision)}
 	if cfg.Control.Metrics == nil {
 		p.cfg.Control.Metrics = prometheus.NewRegistry()
 	}
@@ -86,6 +90,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return errors.Join(err, g.Wait())
 		}
 	}
+	g.Go(part.Run(ctx, "other control planes", p.foreign.Run))
 	g.Go(func() error { return p.control.Run(ctx) })
 	g.Go(part.Run(ctx, "leader election", func(ctx context.Context) error {
 		return status.Lead(ctx, p.client.CoordinationV1(), status.LeadConfig{
@@ -104,6 +109,12 @@ func (p *plane) open(ctx context.Context) error {
 	if p.dynamic, err = dynamic.NewForConfig(p.cfg.API); err != nil {
 		return fmt.Errorf("connect to the API server: %w", err)
 	}
+	p.inject = p.cfg.Inject
+	p.inject.RootNamespace, p.inject.Domain = p.namespace, cmp.Or(p.cfg.Control.Mesh.Domain, p.inject.Domain)
+	if p.inject, err = p.inject.WithDefaults(); err != nil {
+		return fmt.Errorf("injection: %w", err)
+	}
+	p.foreign = newForeign(p.client.EventsV1(), p.cfg.Instance, p.log, p.cfg.Control.Metrics)
 	metrics, domain := p.cfg.Control.Metrics, cmp.Or(p.cfg.Control.Mesh.Domain, "cluster.local")
 	host := Service + "." + p.namespace + ".svc"
 	if p.ca, err = p.openCA(ctx, append([]string{host, host + "." + domain}, p.cfg.Names...)); err != nil {
@@ -111,6 +122,7 @@ func (p *plane) open(ctx context.Context) error {
 	}
 	if p.writer, err = status.New(status.Config{
 		Objects: p.dynamic, Events: p.client.EventsV1(), Instance: p.cfg.Instance, Log: p.log, Registerer: metrics,
+		Plane: p.self, Found: p.foreign.found, There: func(namespace string) bool { return p.control.HasNamespace(namespace) },
 	}); err != nil {
 		return err
 	}
@@ -148,23 +160,23 @@ func (p *plane) openCA(ctx context.Context, names []string) (*identity.Authority
 	}
 }
 
+// webhookTimeout is how long an API server waits for the webhook, by the
+// configuration that inject makes.
+const webhookTimeout = 10 * time.Second
+
 // injector serves the webhook, and has the API server trust it.
 func (p *plane) injector(ctx context.Context, g *errgroup.Group) error {
-	opts := p.cfg.Inject
-	opts.RootNamespace, opts.Domain = p.namespace, cmp.Or(p.cfg.Control.Mesh.Domain, opts.Domain)
-	opts, err := opts.WithDefaults()
-	if err != nil {
-		return fmt.Errorf("injection: %w", err)
-	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", p.cfg.Webhook)
 	if err != nil {
 		return fmt.Errorf("webhook: %w", err)
 	}
 	server := &http.Server{
-		Handler:           inject.Handler(inject.Webhook{Options: func() inject.Options { return opts }, Metrics: p.cfg.Control.Metrics, Log: p.log}),
+		Handler:           takeTurns(inject.Handler(inject.Webhook{Options: func() inject.Options { return p.inject }, Metrics: p.cfg.Control.Metrics, Log: p.log})),
 		TLSConfig:         p.ca.ServerTLS(),
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
+		ReadHeaderTimeout: webhookTimeout,
+		ReadTimeout:       webhookTimeout,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
 	p.log.Info("webhook listens", "address", l.Addr().String())
@@ -173,8 +185,8 @@ func (p *plane) injector(ctx context.Context, g *errgroup.Group) error {
 	}))
 	bundles := make(chan []byte)
 	known := &inject.Trust{
-		Configurations: p.client.AdmissionregistrationV1().MutatingWebhookConfigurations(),
-		Name:           inject.ConfigurationName(opts.Revision),
+		Configurations: ownConfigurations{p.client.AdmissionregistrationV1().MutatingWebhookConfigurations(), p.self, p.foreign.found},
+		Name:           inject.ConfigurationName(p.inject.Revision),
 		Bundles:        bundles,
 		Log:            p.log,
 	}
@@ -194,7 +206,10 @@ func (p *plane) injector(ctx context.Context, g *errgroup.Group) error {
 func (p *plane) lead(ctx context.Context) error {
 	p.leads.Store(true)
 	defer p.leads.Store(false)
-	publisher, err := trust.NewPublisher(trust.PublisherConfig{Client: p.client, Follow: p.ca.Follow, Log: p.log})
+	defer p.foreign.forget()
+	publisher, err := trust.NewPublisher(trust.PublisherConfig{
+		Client: p.client, Follow: p.ca.Follow, Plane: p.self, Found: p.foreign.found, Log: p.log,
+	})
 	if err != nil {
 		return err
 	}
@@ -203,7 +218,10 @@ func (p *plane) lead(ctx context.Context) error {
 	g.Go(part.Run(ctx, "status", p.writer.Run))
 	deliver := func(*mesh.World, []resource.Problem) {}
 	if p.cfg.Gateways {
-		gateways := gateway.New(gateway.Config{Client: p.dynamic, Options: p.gatewayOptions(), Log: p.log})
+		gateways := gateway.New(gateway.Config{
+			Client: p.dynamic, Options: gateway.OptionsOf(p.inject), Log: p.log,
+			Plane: p.self, There: p.control.HasNamespace, Found: p.foreign.found,
+		})
 		g.Go(part.Run(ctx, "gateways", gateways.Run))
 		deliver = gateways.Deliver
 	}
@@ -221,19 +239,4 @@ func (p *plane) lead(ctx context.Context) error {
 		})
 	})
 	return g.Wait()
-}
-
-func (p *plane) gatewayOptions() gateway.Options {
-	o := p.cfg.Inject
-	image := o.Image
-	if o.Proxy == inject.Envoy {
-		image = cmp.Or(o.EnvoyImage, o.Image)
-	}
-	return gateway.Options{
-		Image:   image,
-		Proxy:   cmp.Or(o.Proxy, inject.Engine),
-		Control: cmp.Or(o.Control, Service+"."+p.namespace+".svc:15012"),
-		Domain:  cmp.Or(p.cfg.Control.Mesh.Domain, "cluster.local"),
-		Env:     o.Env,
-	}
 }
