@@ -2,6 +2,7 @@ package engine
 
 import (
 	"cmp"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -9,10 +10,12 @@ import (
 	"time"
 
 	adminv3 "github.com/envoyproxy/go-control-plane/envoy/admin/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/chandler-proxy/chandler/internal/engine/admin"
 	"github.com/chandler-proxy/chandler/internal/engine/stats"
@@ -76,20 +79,49 @@ func (a adminSource) FailHealth(fail bool) {
 	}
 }
 
-func (a adminSource) StopListening(gracefully bool) {
-	if gracefully {
-		a.e.state.drain()
+func (a adminSource) Drain(d admin.Drain) {
+	s := a.e.state
+	switch {
+	case d.Inbound:
+		a.drainInbound(d)
+		return
+	case d.Gracefully, d.SkipExit:
+		s.drain()
 	}
-	a.e.state.stopListening()
+	if !d.SkipExit {
+		s.stopListening()
+	}
+}
+
+// drainInbound is Drain for the listeners of that direction alone.
+func (a adminSource) drainInbound(d admin.Drain) {
+	s := a.e.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, l := range s.listeners {
+		if l.current == nil || !l.current.Config.Inbound {
+			continue
+		}
+		if d.Gracefully || d.SkipExit {
+			l.current.Goodbye(s.ctx)
+		}
+		if sock := s.sockets[name]; sock != nil && !d.SkipExit {
+			sock.Stop()
+			delete(s.sockets, name)
+		}
+	}
 }
 
 func (a adminSource) Quit() { a.e.cfg.Quit() }
 
 func (a adminSource) Level(name, level string) (map[string]string, error) {
+	if name != "" && name != "wasm" {
+		return nil, admin.ErrLogger
+	}
 	if level != "" {
 		i := slices.Index(admin.Levels(), level)
-		if i < 0 || name != "" && name != "wasm" {
-			return nil, admin.ErrLogger
+		if i < 0 {
+			return nil, admin.ErrLevel
 		}
 		a.e.level.Store(uint32(i))
 	}
@@ -99,10 +131,14 @@ func (a adminSource) Level(name, level string) (map[string]string, error) {
 func (a adminSource) Clusters() *adminv3.Clusters {
 	list := new(adminv3.Clusters)
 	for name, c := range *a.e.state.clusters.Load() {
-		st := &adminv3.ClusterStatus{Name: name, ObservabilityName: name, AddedViaApi: true}
+		st := &adminv3.ClusterStatus{
+			Name: name, ObservabilityName: name, AddedViaApi: true, CircuitBreakers: breakers(c.Config.Message),
+			EdsServiceName: c.Config.Message.GetEdsClusterConfig().GetServiceName(),
+		}
 		for _, h := range c.Hosts() {
 			st.HostStatuses = append(st.HostStatuses, &adminv3.HostStatus{
-				Address: addressOf(h.Address), Weight: uint32(h.Weight()),
+				Address: addressOf(h.Address), Weight: uint32(h.Weight()), Locality: new(corev3.Locality),
+				HealthStatus: &adminv3.HostHealthStatus{EdsHealthStatus: corev3.HealthStatus_HEALTHY},
 				Stats: []*adminv3.SimpleMetric{
 					{Name: "cx_active", Type: adminv3.SimpleMetric_GAUGE, Value: uint64(h.Connections())},
 					{Name: "rq_active", Type: adminv3.SimpleMetric_GAUGE, Value: uint64(h.Active())},
@@ -112,6 +148,25 @@ func (a adminSource) Clusters() *adminv3.Clusters {
 		list.ClusterStatuses = append(list.ClusterStatuses, st)
 	}
 	slices.SortFunc(list.ClusterStatuses, func(a, b *adminv3.ClusterStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+// breakers are the limits of a cluster, by priority: Envoy's where it says nothing.
+func breakers(c *clusterv3.Cluster) *clusterv3.CircuitBreakers {
+	list := new(clusterv3.CircuitBreakers)
+	for _, priority := range []corev3.RoutingPriority{corev3.RoutingPriority_DEFAULT, corev3.RoutingPriority_HIGH} {
+		said := new(clusterv3.CircuitBreakers_Thresholds)
+		if i := slices.IndexFunc(c.GetCircuitBreakers().GetThresholds(), func(t *clusterv3.CircuitBreakers_Thresholds) bool { return t.GetPriority() == priority }); i >= 0 {
+			said = c.GetCircuitBreakers().GetThresholds()[i]
+		}
+		or := func(v *wrapperspb.UInt32Value, n uint32) *wrapperspb.UInt32Value {
+			return cmp.Or(v, wrapperspb.UInt32(n))
+		}
+		list.Thresholds = append(list.Thresholds, &clusterv3.CircuitBreakers_Thresholds{
+			Priority: priority, MaxConnections: or(said.GetMaxConnections(), 1024), MaxPendingRequests: or(said.GetMaxPendingRequests(), 1024),
+			MaxRequests: or(said.GetMaxRequests(), 1024), MaxRetries: or(said.GetMaxRetries(), 3),
+		})
+	}
 	return list
 }
 
@@ -151,14 +206,15 @@ func (a adminSource) Listeners() *adminv3.Listeners {
 	return list
 }
 
-// ConfigDump tells what was taken, by type.
+// ConfigDump tells what was taken, by type and name.
 func (a adminSource) ConfigDump() (*adminv3.ConfigDump, error) {
 	s := a.e.state
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clusters, listeners, routes := new(adminv3.ClustersConfigDump), new(adminv3.ListenersConfigDump), new(adminv3.RoutesConfigDump)
 	secrets, extensions, endpoints := new(adminv3.SecretsConfigDump), new(adminv3.EcdsConfigDump), new(adminv3.EndpointsConfigDump)
-	for _, c := range s.byCluster {
+	for _, name := range slices.Sorted(maps.Keys(s.byCluster)) {
+		c := s.byCluster[name]
 		d := &adminv3.ClustersConfigDump_DynamicCluster{VersionInfo: c.raw.GetVersion(), Cluster: c.raw.GetResource()}
 		if c.current == nil {
 			clusters.DynamicWarmingClusters = append(clusters.DynamicWarmingClusters, d)
@@ -166,7 +222,8 @@ func (a adminSource) ConfigDump() (*adminv3.ConfigDump, error) {
 			clusters.DynamicActiveClusters = append(clusters.DynamicActiveClusters, d)
 		}
 	}
-	for name, l := range s.listeners {
+	for _, name := range slices.Sorted(maps.Keys(s.listeners)) {
+		l := s.listeners[name]
 		state := &adminv3.ListenersConfigDump_DynamicListenerState{VersionInfo: l.raw.GetVersion(), Listener: l.raw.GetResource()}
 		d := &adminv3.ListenersConfigDump_DynamicListener{Name: name}
 		if l.next != nil {

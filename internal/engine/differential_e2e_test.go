@@ -414,6 +414,8 @@ func manyRequests() map[string]string {
 		"no cluster 503":   request("GET", "/nocluster503", ""),
 		"down":             request("GET", "/down", ""),
 		"retry down":       request("GET", "/retrydown", ""),
+		"upgrade down":     request("GET", "/down", "", "Connection: Upgrade", "Upgrade: websocket"),
+		"retry an upgrade": request("GET", "/retrydown", "", "Connection: Upgrade", "Upgrade: websocket"),
 		"none":             request("GET", "/none", ""),
 		"grpc none":        request("POST", "/none", "", "Content-Type: application/grpc", "Content-Length: 0"),
 		"default timeout":  request("GET", "/default-timeout", ""),

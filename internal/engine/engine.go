@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -165,16 +164,15 @@ func (e *Engine) Run(ctx context.Context) error {
 func (e *Engine) host(ctx context.Context) (*proxywasm.Host, func() error, error) {
 	cache := wazero.NewCompilationCache()
 	if dir := e.cfg.CompilationCacheDir; dir != "" {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, nil, fmt.Errorf("make compilation cache: %w", err)
-		}
-		var err error
-		if cache, err = wazero.NewCompilationCacheWithDir(dir); err != nil {
-			return nil, nil, fmt.Errorf("open compilation cache %s: %w", dir, err)
+		kept, err := wazero.NewCompilationCacheWithDir(dir)
+		if err != nil {
+			e.cfg.Log.Warn("keep compiled modules in memory only", "error", err)
+		} else {
+			cache = kept
 		}
 	}
 	detached := context.WithoutCancel(ctx)
-	host, err := proxywasm.NewHost(detached, proxywasm.Config{Cache: cache})
+	host, err := proxywasm.NewHost(detached, proxywasm.Config{Cache: cache, Log: e.cfg.Log})
 	if err != nil {
 		return nil, nil, errors.Join(err, cache.Close(detached))
 	}

@@ -2,11 +2,16 @@ package engine
 
 import (
 	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -68,6 +73,27 @@ typed_config:
 const allowAll = `
 name: plugin
 typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC}`
+
+// TestCompilationCacheMissing: an engine that cannot keep compiled modules does without.
+func TestCompilationCacheMissing(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cache")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	e := New(Config{CompilationCacheDir: file, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	host, end, err := e.host(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := host.LoadFile(t.Context(), wasmDir+"addheader.wasm")
+	if err := errors.Join(err, m.Close(t.Context()), end()); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(log.String(), "level=WARN") {
+		t.Errorf("log = %s, want a warning", &log)
+	}
+}
 
 // A listener waits for its extension; a new configuration is for the requests that
 // come after it; one that is refused changes nothing.
@@ -289,6 +315,49 @@ func TestWebSocket(t *testing.T) {
 		if line, err := r.ReadString('\n'); line != "you said "+word+"\n" {
 			t.Errorf("got %q, %v", line, err)
 		}
+	}
+}
+
+// TestWebSocketRetried: what asks for another protocol is sent to another endpoint where
+// the first cannot be connected to.
+func TestWebSocketRetried(t *testing.T) {
+	c, port := newControlPlane(t), freePort(t)
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		fmt.Fprint(rw, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		rw.Flush()
+		line, _ := rw.ReadString('\n')
+		fmt.Fprintf(rw, "you said %s", line)
+		rw.Flush()
+	})
+	nobody := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	c.set(staticCluster(t, "backend", addr, nobody), httpListener(t, "main", port, "", "upgrade_configs: [{upgrade_type: websocket}]"),
+		routeConfig(t, `
+- match: {prefix: /}
+  route: {cluster: backend, timeout: 0s, retry_policy: {num_retries: 3, retry_on: connect-failure}}`))
+	h := run(t, c)
+	<-h.engine.Ready()
+	for i := range 6 { // of which every other one begins with the endpoint that is not there
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, get("/", "Connection: Upgrade", "Upgrade: websocket"))
+		r := bufio.NewReader(conn)
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil || resp.StatusCode != 101 {
+			t.Fatalf("upgrade %d: %v %v", i, resp, err)
+		}
+		io.WriteString(conn, "hello\n")
+		if line, err := r.ReadString('\n'); line != "you said hello\n" {
+			t.Errorf("got %q, %v", line, err)
+		}
+		conn.Close()
 	}
 }
 

@@ -24,17 +24,14 @@ import (
 	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
 
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 	"github.com/chandler-proxy/chandler/internal/envoytypes"
 )
 
 // shortDir is a temporary folder whose path is short enough for a socket.
 func shortDir(t testing.TB) string {
-	dir, err := os.MkdirTemp("", "eng")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
+	t.Helper()
+	return envoytest.ShortDir(t)
 }
 
 // parse reads a message from YAML.
@@ -53,12 +50,7 @@ func parse[M proto.Message](t testing.TB, text string, m M) M {
 // freePort is a port that was free just now.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return envoytest.Port(t)
 }
 
 // A running engine with its control plane.

@@ -10,8 +10,10 @@ import (
 
 	"github.com/chandler-proxy/chandler/internal/abi"
 	"github.com/chandler-proxy/chandler/internal/engine/http1"
+	"github.com/chandler-proxy/chandler/internal/engine/stats"
 	"github.com/chandler-proxy/chandler/internal/engine/upstream"
 	"github.com/chandler-proxy/chandler/internal/proxywasm"
+	"github.com/chandler-proxy/chandler/internal/proxywasm/expr"
 )
 
 // maxAnswer bounds the body of an answer to a plugin's call, in bytes.
@@ -20,14 +22,26 @@ const maxAnswer = 16 << 20
 // services are what plugins need of the engine.
 func (e *Engine) services(s *state) proxywasm.Services {
 	e.level.Store(uint32(abi.Info))
-	return proxywasm.Services{
+	services := proxywasm.Services{
 		Log:     pluginLog{e},
 		Metrics: e.stats.Plugins,
 		Calls:   calls{s},
 		Shared:  proxywasm.NewShared(),
 		Foreign: proxywasm.EnvoyForeign(),
 		Trace:   e.cfg.Trace,
+		Reloads: e.reloads,
 	}
+	expr.Register(&services)
+	return services
+}
+
+// reloads counts the reloads of a plugin, under Envoy's names.
+func (e *Engine) reloads(plugin string) proxywasm.Reloads {
+	counter := func(name string) *stats.Value {
+		return e.stats.Counter(stats.Scope{}, "wasm."+plugin+".vm_reload"+name)
+	}
+	counter("") // which Envoy has, too, and does not count
+	return proxywasm.Reloads{Backoff: counter("_backoff"), Failure: counter("_failure"), Success: counter("_success")}
 }
 
 // pluginLog writes what plugins log into the engine's log.
@@ -100,11 +114,7 @@ func send(ctx context.Context, cluster *upstream.Cluster, host *upstream.Host, c
 	}
 	addInternal(fields, call.Timeout)
 	began := time.Now()
-	var names []string
-	for _, t := range call.Trailers {
-		names = append(names, t.Key)
-	}
-	x, err := host.Start(ctx, upstream.Request{Fields: fields, End: end, Trailers: names})
+	x, err := host.Start(ctx, upstream.Request{Fields: fields, End: end})
 	if err != nil {
 		return failedAnswer(ctx, err)
 	}

@@ -124,6 +124,7 @@ func TestTry(t *testing.T) {
 			log: `msg="module is odd".*how="it has no callback for connections"`},
 		{name: "wants what only a proxy has", trial: Trial{Path: "testdata/wants-property.wasm"},
 			log: `msg="module passes preflight without a verdict".*why="it asked for a property that only a proxy has: path=\\"xds.node.id\\""`},
+		{name: "uses expressions", trial: Trial{Path: "testdata/expression.wasm"}},
 		{name: "imports its memory", trial: Trial{Path: "testdata/imports-memory.wasm"},
 			log: `why="it imports its memory, which only a proxy can give"`},
 		{name: "basic-auth", trial: Trial{Path: built, Configuration: []byte(good)}},
@@ -327,6 +328,22 @@ func TestTryBrokenCache(t *testing.T) {
 		}
 	}
 	matches(t, log.String(), "")
+}
+
+// Nor is one whose place is taken by a file, as if nothing could be written.
+func TestTryWithoutCache(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "cache")
+	p, _ := newPreflight(t, Config{CacheDir: dir})
+	if err := errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Try(context.Background(), Trial{Path: plugins + "noop.wasm"}); err != nil {
+		t.Errorf("Try = %v, want nil", err)
+	}
+	err := p.Try(context.Background(), Trial{Path: plugins + "refuse-config.wasm"})
+	if want := "refused its configuration"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("Try = %v, want %q", err, want)
+	}
 }
 
 func TestServeRefusesGarbage(t *testing.T) {

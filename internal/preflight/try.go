@@ -17,6 +17,7 @@ import (
 	"github.com/chandler-proxy/chandler/internal/abi"
 	"github.com/chandler-proxy/chandler/internal/module"
 	"github.com/chandler-proxy/chandler/internal/proxywasm"
+	"github.com/chandler-proxy/chandler/internal/proxywasm/expr"
 )
 
 // bounds are what a module may use.
@@ -98,19 +99,21 @@ func openWith(ctx context.Context, wasm []byte, t Trial, b bounds, w *watch) err
 	if err != nil {
 		return &compileError{err}
 	}
+	services := proxywasm.Services{
+		Log:       w,
+		Calls:     silence{},
+		Foreign:   proxywasm.EnvoyForeign(),
+		AfterFunc: func(time.Duration, func()) proxywasm.Timer { return noTimer{} },
+		Go:        func(func()) {}, // nothing is due to a plugin that is only tried
+		Trace:     w.trace,
+	}
+	expr.Register(&services)
 	w.begin()
 	_, err = host.Open(ctx, proxywasm.PluginConfig{
 		Name: t.Name, RootID: t.RootID, Configuration: t.Configuration,
 		VM: proxywasm.VMConfig{
 			Module: m, ID: t.VMID, Configuration: t.VMConfiguration, Env: environ(t.Env), Workers: 1,
-			Services: proxywasm.Services{
-				Log:       w,
-				Calls:     silence{},
-				Foreign:   proxywasm.EnvoyForeign(),
-				AfterFunc: func(time.Duration, func()) proxywasm.Timer { return noTimer{} },
-				Go:        func(func()) {}, // nothing is due to a plugin that is only tried
-				Trace:     w.trace,
-			},
+			Services: services,
 		},
 	})
 	return err

@@ -1,6 +1,8 @@
 package proxywasm
 
 import (
+	"time"
+
 	"github.com/chandler-proxy/chandler/internal/abi"
 )
 
@@ -12,6 +14,9 @@ type Context struct {
 	created bool  // the guest knows it
 	http    *HTTP // if it is an HTTP stream
 	tcp     *TCP  // if it is a TCP stream
+
+	state    *FilterState     // nil unless the host does not keep it
+	declared map[string]Value // properties
 }
 
 // A root is the context of a plugin in one instance.
@@ -33,6 +38,8 @@ type root struct {
 	grpcMessage               string
 	status                    uint32
 	statusMessage             string
+
+	data map[any]any // of foreign functions
 }
 
 // PluginName is the name of the plugin that the context belongs to.
@@ -51,16 +58,45 @@ func (c *Context) ClearRouteCache() {
 }
 
 // SetProperty is proxy_set_property; for foreign functions.
-func (c *Context) SetProperty(path, value string) abi.Status {
-	if p := c.stream(); p != nil {
-		return p.SetProperty(path, value)
-	}
-	return abi.NotFound
-}
+func (c *Context) SetProperty(path, value string) abi.Status { return c.setProperty(path, value) }
 
 // AppendProperty is proxy_get_property; for foreign functions.
 func (c *Context) AppendProperty(dst []byte, path string) ([]byte, abi.Status) {
 	return c.appendProperty(dst, path)
+}
+
+// Current is the context whose callback runs. A foreign function is given the effective
+// one; some of Envoy's look at this instead.
+func (c *Context) Current() *Context {
+	if c.in.current != nil {
+		return c.in.current
+	}
+	return c
+}
+
+// IsStream reports whether the context is a stream's, not a plugin's own.
+func (c *Context) IsStream() bool { return c.stream() != nil }
+
+// Deadline is how long a call into the guest may take, less than zero for ever: a
+// foreign function should not take longer.
+func (c *Context) Deadline() time.Duration { return c.in.vm.host.deadline }
+
+// Data returns what foreign functions keep for the plugin in this instance, as long as
+// it lives: make makes it when it is first asked for. The key is of a type of the
+// caller's own. nil if the context is of no plugin.
+func (c *Context) Data(key any, make func() any) any {
+	if c.root == nil {
+		return nil
+	}
+	if v, ok := c.root.data[key]; ok {
+		return v
+	}
+	if c.root.data == nil {
+		c.root.data = map[any]any{}
+	}
+	v := make()
+	c.root.data[key] = v
+	return v
 }
 
 // stream is the properties of the stream, nil for a root context.

@@ -11,15 +11,27 @@ import (
 // maxUncompressed bounds what a guest has uncompressed; Envoy bounds nothing.
 const maxUncompressed = 64 << 20
 
-// EnvoyForeign returns those of Envoy's foreign functions that need nothing but what
-// is here: compress and uncompress (zlib), and clear_route_cache. Those for
-// signatures, filter state, expressions and declared properties are not among them: a
-// guest that calls one is told NOT_FOUND.
+// EnvoyForeign returns Envoy 1.40's foreign functions, but those of expressions
+// (expr_create, expr_evaluate, expr_delete), which package expr has: they bring a
+// parser along that not every embedder wants. A guest that calls one that is not
+// there is told NOT_FOUND.
+//
+//   - compress, uncompress: zlib. What compress makes has not the very bytes of Envoy's.
+//   - clear_route_cache.
+//   - sign, verify_signature: see signature.go for the keys that are refused.
+//   - declare_property, set_envoy_filter_state: see filter_state.go for the types and
+//     the keys that are refused.
+//
+// https://github.com/envoyproxy/envoy/blob/v1.40.0/source/extensions/common/wasm/foreign.cc
 func EnvoyForeign() map[string]ForeignFunc {
 	return map[string]ForeignFunc{
-		"compress":          compress,
-		"uncompress":        uncompress,
-		"clear_route_cache": clearRoute,
+		"compress":               compress,
+		"uncompress":             uncompress,
+		"clear_route_cache":      clearRoute,
+		"sign":                   sign,
+		"verify_signature":       verifySignature,
+		"declare_property":       declareProperty,
+		"set_envoy_filter_state": setEnvoyFilterState,
 	}
 }
 

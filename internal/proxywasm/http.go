@@ -87,7 +87,7 @@ func (p *Plugin) NewHTTP(host HTTPHost) *HTTP {
 
 // afterFailure is what becomes of a stream whose guest failed while it had it.
 func (p *Plugin) afterFailure() Verdict {
-	if p.cfg.Policy == FailOpen {
+	if p.cfg.Policy == FailOpen || p.cfg.Policy == FailIgnore {
 		return Skip
 	}
 	return Deny
@@ -197,11 +197,11 @@ func (s *HTTP) leave(d *half, act Action) Action {
 	return act
 }
 
-// failure is the action of a stream whose guest failed, and whether to answer it. As
-// in Envoy that answer passes, and what else may come after it does too.
+// failure is the action of a stream whose guest failed, and whether to answer it, see
+// [FailPolicy]. As in Envoy that answer passes, and what else may come after it does too.
 func (s *HTTP) failure(d *half) (act Action, answer bool) {
 	switch {
-	case s.closed || s.c.root.plugin.cfg.Policy == FailOpen:
+	case s.closed, s.c.root.plugin.cfg.Policy == FailIgnore:
 		return Continue, false
 	case s.answered && d == &s.resp:
 		return Continue, false
@@ -267,7 +267,7 @@ func (s *HTTP) headersAction(status uint32) Action {
 func (s *HTTP) onBody(d *half, cb callback, chunk []byte, end bool) ([]byte, Action) {
 	act, ok := s.enter(d)
 	if !ok {
-		return passed(chunk, act)
+		return d.passed(chunk, act)
 	}
 	if d.waiting {
 		d.waitingBody = append(d.waitingBody, chunk...)
@@ -284,6 +284,16 @@ func goesOn(out []byte, act Action) ([]byte, Action) {
 		return nil, act
 	}
 	return out, act
+}
+
+// passed is what was held back, and the chunk, if the stream goes on without the guest.
+func (d *half) passed(chunk []byte, act Action) ([]byte, Action) {
+	held := append(d.body.take(), d.waitingBody...)
+	d.waiting, d.waitingBody, d.waitingData, d.waitingTrail = false, nil, false, nil
+	if len(held) > 0 {
+		chunk = append(held, chunk...)
+	}
+	return passed(chunk, act)
 }
 
 // passed is the chunk if the stream goes on without the guest.
@@ -310,7 +320,7 @@ func (s *HTTP) showBody(d *half, cb callback, chunk []byte, end bool) ([]byte, A
 	status := abi.DataStatus(in.call(&s.c, cb, s.c.id, uint32(len(b.visible)), asUint(end)))
 	switch {
 	case in.failed.Load() != nil:
-		return b.take(), Continue // if it fails open
+		return b.take(), Continue // heeded for FailIgnore alone
 	case in.stop:
 		b.take()
 		return nil, Stop
@@ -326,7 +336,7 @@ func (s *HTTP) showBody(d *half, cb callback, chunk []byte, end bool) ([]byte, A
 func (s *HTTP) onTrailers(d *half, cb callback, h Headers) ([]byte, Action) {
 	act, ok := s.enter(d)
 	if !ok {
-		return nil, act
+		return d.passed(nil, act)
 	}
 	if d.waiting {
 		d.waitingTrail = h
@@ -386,7 +396,7 @@ func (s *HTTP) Resume(dir abi.Stream) ([]byte, Action) {
 	}
 	act, ok := s.enter(d)
 	if !ok {
-		return passed(append(d.body.take(), d.waitingBody...), act)
+		return d.passed(nil, act)
 	}
 	d.headers = nil
 	if !d.waiting {

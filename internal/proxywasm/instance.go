@@ -131,7 +131,7 @@ func (v *vm) newInstance() (*Instance, error) {
 func (in *Instance) instantiate() (err error) {
 	in.current, in.effective = in.vmContext, in.vmContext
 	in.interrupt.begin(in.vm.startDeadline())
-	in.mod, err = in.vm.host.runtime.InstantiateModule((*guest)(in), in.vm.module.compiled,
+	in.mod, err = in.vm.module.runtime.InstantiateModule((*guest)(in), in.vm.module.compiled,
 		wazero.NewModuleConfig().WithName("").WithStartFunctions())
 	in.current, in.effective = nil, nil
 	if err != nil {

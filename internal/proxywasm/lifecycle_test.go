@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/tetratelabs/wazero"
@@ -141,6 +144,40 @@ func TestCompilationCache(t *testing.T) {
 	}
 	if found, _ := filepath.Glob(dir + "/*/*"); len(found) == 0 {
 		t.Error("nothing in the cache's folder")
+	}
+}
+
+// TestCompilationCacheFails: what cannot be kept is compiled all the same, and that is
+// told once.
+func TestCompilationCacheFails(t *testing.T) {
+	dir := t.TempDir()
+	ctx := context.Background()
+	cache, err := wazero.NewCompilationCacheWithDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := filepath.Glob(dir + "/*")
+	if err != nil || len(entries) != 1 {
+		t.Fatal(entries, err)
+	}
+	for _, sub := range entries { // a file in the place of its folder
+		if err := errors.Join(os.RemoveAll(sub), os.WriteFile(sub, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var log bytes.Buffer
+	h := newHost(t, Config{Cache: cache, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	for _, name := range []string{"addheader.wasm", "scripted.wasm"} {
+		p, err := h.Open(ctx, PluginConfig{VM: VMConfig{Module: load(t, h, wasmFile(t, name)), Workers: 1}})
+		if err != nil && !errors.Is(err, ErrVMStart) { // what scripted.wasm says where there is no script
+			t.Fatal(err)
+		}
+		if err == nil && p.NewHTTP(&fakeHTTP{}).OnRequestHeaders(request(), true) != Continue {
+			t.Errorf("%s does not run", name)
+		}
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "not a directory") {
+		t.Errorf("log = %s, want one warning", &log)
 	}
 }
 
@@ -389,7 +426,8 @@ func TestTrap(t *testing.T) {
 	}{
 		{FailClosed, Stop, "", []string{`respond 503 "wasm_fail_stream" "" [] grpc=14`}, Deny},
 		{FailReload, Stop, "", []string{`respond 503 "wasm_fail_stream" "" [] grpc=14`}, Deny},
-		{FailOpen, Continue, "abc", nil, Skip},
+		{FailOpen, Stop, "", []string{`respond 503 "wasm_fail_stream" "" [] grpc=14`}, Skip},
+		{FailIgnore, Continue, "abc", nil, Skip},
 	} {
 		h := newHarness(t, abi.V021, func(_ *harness, cfg *PluginConfig) { cfg.Policy = tt.policy })
 		host, otherHost := &fakeHTTP{}, &fakeHTTP{}
@@ -431,6 +469,38 @@ func TestTrap(t *testing.T) {
 	}
 }
 
+// TestTrapGivesBackWhatIsHeld: what a guest that failed had held back of a stream that
+// goes on without it goes on, too.
+func TestTrapGivesBackWhatIsHeld(t *testing.T) {
+	h := newHarness(t, abi.V021, func(_ *harness, cfg *PluginConfig) { cfg.Policy = FailIgnore })
+	h.on["proxy_on_request_body"], h.on["proxy_on_downstream_data"] = one, one
+	held, asked, tcp := h.plugin.NewHTTP(&fakeHTTP{}), h.plugin.NewHTTP(&fakeHTTP{}), h.plugin.NewTCP(&fakeTCP{})
+	held.OnRequestHeaders(request(), false)
+	tcp.OnNewConnection()
+	if out, act := held.OnRequestBody([]byte("abc"), false); out != nil || act != Pause {
+		t.Errorf("body: %q, %v, want nothing, pause", out, act)
+	}
+	if out, act := tcp.OnDownstreamData([]byte("abc"), false); out != nil || act != Pause {
+		t.Errorf("data: %q, %v, want nothing, pause", out, act)
+	}
+	h.on["proxy_on_request_headers"] = one
+	if act := asked.OnRequestHeaders(request(), false); act != Pause {
+		t.Errorf("headers: %v, want pause", act)
+	}
+	asked.OnRequestBody([]byte("xyz"), false)
+	h.trap()
+	h.plugin.NewHTTP(&fakeHTTP{}).OnRequestHeaders(request(), true)
+	for name, got := range map[string]func() ([]byte, Action){
+		"abcdef": func() ([]byte, Action) { return held.OnRequestBody([]byte("def"), true) },
+		"xyz":    func() ([]byte, Action) { return asked.OnRequestTrailers(NewFields()) },
+		"abcd":   func() ([]byte, Action) { return tcp.OnDownstreamData([]byte("d"), true) },
+	} {
+		if out, act := got(); string(out) != name || act != Continue {
+			t.Errorf("%q, %v, want %q, continue", out, act, name)
+		}
+	}
+}
+
 func TestTrapInTCP(t *testing.T) {
 	h := newHarness(t, abi.V021)
 	host := &fakeTCP{}
@@ -462,8 +532,22 @@ func TestTrapInAllocator(t *testing.T) {
 	}
 }
 
+// A tally is a [Counter].
+type tally int
+
+func (n *tally) Inc() { *n++ }
+
 func TestReload(t *testing.T) {
-	h := newHarness(t, abi.V021, func(_ *harness, cfg *PluginConfig) { cfg.Policy = FailReload })
+	var backoff, failure, success tally
+	h := newHarness(t, abi.V021, func(_ *harness, cfg *PluginConfig) {
+		cfg.Policy = FailReload
+		cfg.VM.Reloads = func(plugin string) Reloads {
+			if plugin != "plug" {
+				t.Errorf("reloads of %q are counted", plugin)
+			}
+			return Reloads{&backoff, &failure, &success}
+		}
+	})
 	first := h.in
 	h.trap()
 	h.plugin.NewHTTP(&fakeHTTP{}).OnRequestHeaders(request(), true)
@@ -487,6 +571,94 @@ func TestReload(t *testing.T) {
 	}
 	if now := h.plugin.Instances()[0]; now == first || now.Failed() != nil {
 		t.Error("no new instance")
+	}
+	if backoff != 2 || failure != 1 || success != 1 {
+		t.Errorf("%d streams in backoff, %d failures, %d successes; want 2, 1, 1", backoff, failure, success)
+	}
+}
+
+// TestOpenAfterTrap: who comes to a VM after its guest failed gets a guest that works,
+// and who was there before keeps what its policy says.
+func TestOpenAfterTrap(t *testing.T) {
+	for _, tt := range []struct {
+		policy FailPolicy
+		old    Verdict
+	}{{FailClosed, Deny}, {FailOpen, Skip}, {FailReload, Deny}} {
+		h := newHarness(t, abi.V021, func(_ *harness, cfg *PluginConfig) { cfg.Policy = tt.policy })
+		ctx := context.Background()
+		h.trap()
+		trapped := h.plugin.NewHTTP(&fakeHTTP{})
+		trapped.OnRequestHeaders(request(), true)
+		trapped.Close()
+		cfg := h.plugin.cfg
+		cfg.Configuration = []byte("another configuration")
+		open := func() *Plugin {
+			p, err := h.host.Open(ctx, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := p.NewHTTP(&fakeHTTP{})
+			if act := s.OnRequestHeaders(request(), true); s.verdict != Run || act != Continue {
+				t.Errorf("%v: a plugin that came later: %v, %v, want run, continue", tt.policy, s.verdict, act)
+			}
+			s.Close()
+			return p
+		}
+		first, second := open(), open()
+		if first.Instances()[0] != second.Instances()[0] {
+			t.Errorf("%v: those that came later do not share an instance", tt.policy)
+		}
+		if s := h.plugin.NewHTTP(&fakeHTTP{}); s.verdict != tt.old || h.plugin.Instances()[0] != h.in {
+			t.Errorf("%v: the plugin that was there: %v, want %v", tt.policy, s.verdict, tt.old)
+		}
+		if tt.policy == FailReload {
+			h.now = h.now.Add(time.Second)
+			if s := h.plugin.NewHTTP(&fakeHTTP{}); s.verdict != Run || h.plugin.Instances()[0] != first.Instances()[0] {
+				t.Errorf("reloaded: %v, want run, where the others are", s.verdict)
+			} else {
+				s.Close()
+			}
+		}
+		for _, p := range []*Plugin{h.plugin, first} {
+			if err := p.Close(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := second.Instances()[0].Failed(); err != nil {
+			t.Errorf("%v: the last plugin's instance: %v", tt.policy, err)
+		}
+		if err := second.Close(ctx); err != nil || len(h.host.vms) != 0 {
+			t.Errorf("%v: %v, %d VMs left", tt.policy, err, len(h.host.vms))
+		}
+		if err := second.Instances()[0].Failed(); !errors.Is(err, ErrClosed) {
+			t.Errorf("%v: instance: %v, want closed", tt.policy, err)
+		}
+	}
+}
+
+// setBack returns t with its wall clock, and that alone, set back by an hour.
+func setBack(t *testing.T, now time.Time) time.Time {
+	t.Helper()
+	const seconds, after = 30, 3600 // package time: wall, its first field, has seconds above 30 bits
+	back := now
+	*(*uint64)(unsafe.Pointer(&back)) -= after << seconds
+	if now.Sub(back) != 0 || now.UnixNano()-back.UnixNano() != int64(time.Hour) {
+		t.Fatalf("%v is not %v with its wall clock set back", back, now)
+	}
+	return back
+}
+
+// TestReloadOfTheMonotonicClock: a wall clock that is set back does not put a reload off.
+func TestReloadOfTheMonotonicClock(t *testing.T) {
+	h := newHarness(t, abi.V021, func(h *harness, cfg *PluginConfig) {
+		h.now = time.Now()
+		cfg.Policy = FailReload
+	})
+	h.trap()
+	h.plugin.NewHTTP(&fakeHTTP{}).OnRequestHeaders(request(), true)
+	h.now = setBack(t, h.now.Add(time.Second))
+	if s := h.plugin.NewHTTP(&fakeHTTP{}); s.verdict != Run {
+		t.Errorf("a second later: %v, want run", s.verdict)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
@@ -39,6 +40,7 @@ type Module struct {
 	Version abi.Version
 
 	host     *Host
+	runtime  wazero.Runtime // one of the host's
 	compiled wazero.CompiledModule
 	exports  [numCallbacks]bool
 	malloc   string // name of the export that allocates
@@ -67,7 +69,7 @@ func (h *Host) Load(ctx context.Context, wasm []byte) (*Module, error) {
 		if m := h.loaded(digest); m != nil {
 			return m, nil
 		}
-		return nil, errors.New("load module: host is closed")
+		return nil, fmt.Errorf("load module: %w", errClosed)
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -120,18 +122,25 @@ func (h *Host) compile(ctx context.Context, digest [sha256.Size]byte, wasm []byt
 	if err != nil {
 		return nil, err
 	}
-	compiled, err := h.runtime.CompileModule(ctx, wasm)
+	m := &Module{Digest: digest, host: h, runtime: h.runtime}
+	m.compiled, err = h.runtime.CompileModule(ctx, wasm)
+	if errors.As(err, new(syscall.Errno)) {
+		// It is the cache that cannot be read or written, as where the disk is full.
+		h.warn.Do(func() { h.log.Warn("compile modules without the compilation cache", "error", err) })
+		if m.runtime, err = h.uncached(ctx); err == nil {
+			m.compiled, err = m.runtime.CompileModule(ctx, wasm)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	m := &Module{Digest: digest, host: h, compiled: compiled}
 	if err := m.check(); err != nil {
-		return nil, errors.Join(err, compiled.Close(ctx))
+		return nil, errors.Join(err, m.compiled.Close(ctx))
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.modules == nil {
-		return nil, errors.Join(errors.New("host is closed"), compiled.Close(ctx))
+		return nil, errors.Join(errClosed, m.compiled.Close(ctx))
 	}
 	h.modules[digest] = m
 	return nil, nil

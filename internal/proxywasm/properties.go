@@ -30,26 +30,25 @@ func getProperty(in *Instance, stack []uint64) abi.Status {
 }
 
 // appendProperty looks a property up: first where Envoy's own are, then what the host
-// itself knows.
+// itself knows, then what plugins have set.
 func (c *Context) appendProperty(dst []byte, path string) ([]byte, abi.Status) {
 	if p := c.properties(); p != nil {
 		if value, status := p.AppendProperty(dst, path); status != abi.NotFound {
 			return value, status
 		}
 	}
-	name, rest := abi.CutPath(path)
-	if rest != "" || c.root == nil {
+	if c.root == nil {
 		return dst, abi.NotFound
 	}
-	switch name {
-	case "plugin_name":
+	switch name, rest := abi.CutPath(path); {
+	case name == "plugin_name" && rest == "":
 		return append(dst, c.root.plugin.cfg.Name...), abi.OK
-	case "plugin_root_id":
+	case name == "plugin_root_id" && rest == "":
 		return append(dst, c.root.plugin.cfg.RootID...), abi.OK
-	case "plugin_vm_id":
+	case name == "plugin_vm_id" && rest == "":
 		return append(dst, c.in.vm.cfg.ID...), abi.OK
 	}
-	return dst, abi.NotFound
+	return c.appendState(dst, path)
 }
 
 func (c *Context) properties() Properties {
@@ -71,9 +70,5 @@ func setProperty(in *Instance, stack []uint64) abi.Status {
 	if !ok || !ok2 {
 		return abi.InvalidMemoryAccess
 	}
-	p := in.effective.stream()
-	if p == nil {
-		return abi.NotFound
-	}
-	return p.SetProperty(string(path), string(value))
+	return in.effective.setProperty(string(path), string(value))
 }

@@ -53,7 +53,7 @@ type Properties interface {
 	// NotFound is the usual one.
 	AppendProperty(dst []byte, path string) ([]byte, abi.Status)
 	// SetProperty is proxy_set_property: it creates or changes a property that later
-	// lookups of the same stream, by any plugin, find at path.
+	// lookups of the same stream, by any plugin, find at path. See [Stateful].
 	SetProperty(path, value string) abi.Status
 }
 
@@ -166,6 +166,12 @@ type Services struct {
 	Calls   Caller
 	Shared  *Shared
 	Foreign map[string]ForeignFunc
+	// Messages appends what is at path in an encoded message, for properties that were
+	// declared to be one; nil knows no message, and nothing is there. See package expr.
+	Messages func(dst []byte, typeURL, message, path string) ([]byte, abi.Status)
+
+	// Reloads returns what counts the reloads of a plugin, when it is opened.
+	Reloads func(plugin string) Reloads
 
 	// Now is the clock; default time.Now.
 	Now func() time.Time
@@ -180,6 +186,21 @@ type Services struct {
 	Trace func(line string)
 }
 
+// Reloads counts what becomes of streams that find their plugin's guest failed, where
+// the policy is FailReload.
+type Reloads struct {
+	Backoff Counter // denied: it is not time yet
+	Failure Counter // the new guest failed, too
+	Success Counter
+}
+
+// A Counter counts. It is used by many goroutines.
+type Counter interface{ Inc() }
+
+type uncounted struct{}
+
+func (uncounted) Inc() {}
+
 func (s Services) withDefaults() Services {
 	if s.Log == nil {
 		s.Log = discard{}
@@ -192,6 +213,9 @@ func (s Services) withDefaults() Services {
 	}
 	if s.Shared == nil {
 		s.Shared = NewShared()
+	}
+	if s.Reloads == nil {
+		s.Reloads = func(string) Reloads { return Reloads{uncounted{}, uncounted{}, uncounted{}} }
 	}
 	if s.Now == nil {
 		s.Now = time.Now

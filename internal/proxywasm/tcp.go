@@ -86,6 +86,9 @@ func (s *TCP) OnUpstreamData(chunk []byte, end bool) ([]byte, Action) {
 func (s *TCP) onData(f *flow, cb callback, chunk []byte, end bool) ([]byte, Action) {
 	act, ok := s.enter()
 	if !ok {
+		if held := f.body.take(); len(held) > 0 {
+			chunk = append(held, chunk...)
+		}
 		return passed(chunk, act)
 	}
 	if !s.c.created {
@@ -199,7 +202,7 @@ func (s *TCP) enter() (Action, bool) {
 // failed.
 func (s *TCP) leave(act Action) Action {
 	first := false
-	if s.c.in.failed.Load() != nil && s.c.root.plugin.cfg.Policy != FailOpen {
+	if s.c.in.failed.Load() != nil && s.c.root.plugin.cfg.Policy != FailIgnore {
 		act, first = Stop, !s.failed
 		s.failed = true
 	}

@@ -58,12 +58,21 @@ const DefaultBufferLimit = 1 << 20
 
 // A Plugin is a configured guest, ready for streams. It is safe for concurrent use.
 type Plugin struct {
-	cfg PluginConfig
-	vm  *vm
+	cfg     PluginConfig
+	vm      *vm
+	seats   []seat // one for each of the VM's workers
+	reloads Reloads
 
 	streams atomic.Int64  // that a guest has
 	closing atomic.Bool   // then the last of them
 	idle    chan struct{} // says so here
+}
+
+// A seat is the plugin's place in one worker: the worker's instance, or the one that it
+// had, if that failed. It takes the new one when the policy says so.
+type seat struct {
+	in   atomic.Pointer[Instance]
+	made atomic.Int64 // when it was taken last, in nanoseconds since vm.epoch
 }
 
 // end is called when one of the plugin's streams is over.
@@ -99,26 +108,26 @@ func (c *VMConfig) key() vmKey {
 	return vmKey(h.Sum(nil))
 }
 
-// A vm is the instances that its plugins share.
+// A vm is the instances that its plugins share: one for each worker. One that failed is
+// of the plugins alone that were in it, until their policy has them leave it: who comes
+// later gets a new one. So Envoy drops a failed VM from its map.
 type vm struct {
-	host    *Host
-	key     vmKey
-	module  *Module
-	cfg     VMConfig
-	workers []worker
-	next    atomic.Uint32
+	host   *Host
+	key    vmKey
+	module *Module
+	cfg    VMConfig
+	epoch  time.Time // with the reading of the monotonic clock, if there is one
+	next   atomic.Uint32
 
-	mu      sync.Mutex // held while the set of plugins changes, or an instance is replaced
+	mu      sync.Mutex  // held while the set of plugins changes, or an instance is replaced
+	workers []*Instance // the newest of each worker, nil if none was made
 	plugins map[*Plugin]struct{}
 	refs    int // guarded by Host.mu
 	closed  bool
 }
 
-// A worker has an instance, which it replaces when the policy says so.
-type worker struct {
-	in   atomic.Pointer[Instance]
-	made atomic.Int64 // when, in nanoseconds since 1970
-}
+// age is how long the VM is there, whatever is done to the wall clock.
+func (v *vm) age() time.Duration { return v.cfg.Now().Sub(v.epoch) }
 
 // startDeadline is how long a module may take to start.
 func (v *vm) startDeadline() time.Duration { return 10 * v.host.deadline }
@@ -134,7 +143,7 @@ func (h *Host) Open(ctx context.Context, cfg PluginConfig) (*Plugin, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open plugin %s: %w", cfg.Name, err)
 	}
-	p := &Plugin{cfg: cfg, vm: v, idle: make(chan struct{}, 1)}
+	p := &Plugin{cfg: cfg, vm: v, seats: make([]seat, len(v.workers)), reloads: v.cfg.Reloads(cfg.Name), idle: make(chan struct{}, 1)}
 	if err := v.add(ctx, p); err != nil {
 		_ = v.release(context.WithoutCancel(ctx))
 		return nil, fmt.Errorf("open plugin %s: %w", cfg.Name, err)
@@ -148,14 +157,14 @@ func (h *Host) vm(cfg VMConfig) (*vm, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.vms == nil {
-		return nil, errors.New("host is closed")
+		return nil, errClosed
 	}
 	key := cfg.key()
 	v := h.vms[key]
 	if v == nil {
 		v = &vm{
-			host: h, key: key, module: cfg.Module.retain(), cfg: cfg,
-			workers: make([]worker, max(1, cmp.Or(cfg.Workers, runtime.GOMAXPROCS(0)))),
+			host: h, key: key, module: cfg.Module.retain(), cfg: cfg, epoch: cfg.Now(),
+			workers: make([]*Instance, max(1, cmp.Or(cfg.Workers, runtime.GOMAXPROCS(0)))),
 			plugins: map[*Plugin]struct{}{},
 		}
 		h.vms[key] = v
@@ -179,17 +188,16 @@ func (v *vm) add(ctx context.Context, p *Plugin) error {
 	}
 	var g errgroup.Group
 	for i := range v.workers {
-		w := &v.workers[i]
 		g.Go(func() error {
 			if err := context.Cause(ctx); err != nil {
 				return err
 			}
-			return v.startIn(w, p)
+			return v.startIn(i, p)
 		})
 	}
 	if err := g.Wait(); err != nil {
-		for i := range v.workers {
-			if in := v.workers[i].in.Load(); in != nil {
+		for i := range p.seats {
+			if in := p.seats[i].in.Load(); in != nil {
 				in.leave(p)
 			}
 		}
@@ -209,74 +217,84 @@ func (v *vm) try(p *Plugin) error {
 	return in.newRoot(p)
 }
 
-// startIn starts the plugin in the worker's instance, which it makes if there is none.
-func (v *vm) startIn(w *worker, p *Plugin) error {
-	in := w.in.Load()
-	if in == nil || in.err() != nil && len(v.plugins) == 0 {
+// startIn starts the plugin in the instance of a worker, which it makes if there is none
+// that works. v.mu is held.
+func (v *vm) startIn(worker int, p *Plugin) error {
+	seat := &p.seats[worker]
+	seat.made.Store(int64(v.age()))
+	in := v.workers[worker]
+	if in == nil || in.err() != nil {
 		var err error
 		if in, err = v.newInstance(); err != nil {
 			return err
 		}
-		w.made.Store(v.cfg.Now().UnixNano())
-		w.in.Store(in)
+		if failed := v.workers[worker]; failed != nil {
+			failed.close()
+		}
+		v.workers[worker] = in
 	}
-	return in.newRoot(p)
+	if err := in.newRoot(p); err != nil {
+		return err
+	}
+	seat.in.Store(in)
+	return nil
 }
 
-// reload replaces the worker's instance, which failed, unless someone else did. It
-// returns the new one, or nil.
-func (v *vm) reload(w *worker, failed *Instance) *Instance {
+// reload has the plugin leave the instance of a worker, which failed, for one that works,
+// unless it has already. It returns that, or nil.
+func (v *vm) reload(worker int, failed *Instance, p *Plugin) *Instance {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if in := w.in.Load(); in != failed || v.closed {
+	seat := &p.seats[worker]
+	if in := seat.in.Load(); in != failed {
 		return in
 	}
-	w.made.Store(v.cfg.Now().UnixNano())
-	in, err := v.newInstance()
-	if err != nil {
+	if _, open := v.plugins[p]; !open {
 		return nil
 	}
-	for p := range v.plugins {
-		if err := in.newRoot(p); err != nil {
-			v.cfg.Log.Log(Record{Level: abi.Error, VMID: v.cfg.ID, Message: "Wasm VM reload failed: " + err.Error()})
-			in.close()
-			return nil
-		}
+	if err := v.startIn(worker, p); err != nil {
+		v.cfg.Log.Log(Record{Level: abi.Error, VMID: v.cfg.ID, Message: "Wasm VM reload failed: " + err.Error()})
+		p.reloads.Failure.Inc()
+		return nil
 	}
-	w.in.Store(in)
-	failed.close()
-	return in
+	p.reloads.Success.Inc()
+	return seat.in.Load()
 }
 
 // choose picks the instance of a new stream: one that no one is in, if there is. nil
 // if there is none for the plugin, and what to do then.
 func (p *Plugin) choose() (*Instance, Verdict) {
-	w := p.vm.worker()
-	in := w.in.Load()
-	age := time.Duration(p.vm.cfg.Now().UnixNano() - w.made.Load())
+	worker := p.worker()
+	seat := &p.seats[worker]
+	in := seat.in.Load()
 	if in.failed.Load() == nil {
 		return in, Run
 	}
+	age := p.vm.age() - time.Duration(seat.made.Load())
 	verdict := Decide(p.cfg.Policy, true, age, p.cfg.Backoff)
 	if verdict != Reload {
+		if p.cfg.Policy == FailReload {
+			p.reloads.Backoff.Inc()
+		}
 		return nil, verdict
 	}
-	if in = p.vm.reload(w, in); in != nil && in.failed.Load() == nil {
+	if in = p.vm.reload(worker, in, p); in != nil && in.failed.Load() == nil {
 		return in, Run
 	}
 	return nil, Deny
 }
 
-func (v *vm) worker() *worker {
-	n := uint32(len(v.workers))
-	first := v.next.Add(1)
+// worker is the number of one that can take a stream, if there is one.
+func (p *Plugin) worker() int {
+	n := uint32(len(p.seats))
+	first := p.vm.next.Add(1)
 	for i := range n {
-		w := &v.workers[(first+i)%n]
-		if in := w.in.Load(); !in.busy.Load() && in.failed.Load() == nil {
-			return w
+		in := p.seats[(first+i)%n].in.Load()
+		if !in.busy.Load() && in.failed.Load() == nil {
+			return int((first + i) % n)
 		}
 	}
-	return &v.workers[first%n]
+	return int(first % n)
 }
 
 // Name is the plugin's name.
@@ -285,8 +303,8 @@ func (p *Plugin) Name() string { return p.cfg.Name }
 // Instances returns the instances that the plugin runs in now.
 func (p *Plugin) Instances() []*Instance {
 	var all []*Instance
-	for i := range p.vm.workers {
-		all = append(all, p.vm.workers[i].in.Load())
+	for i := range p.seats {
+		all = append(all, p.seats[i].in.Load())
 	}
 	return all
 }
@@ -311,11 +329,9 @@ func (p *Plugin) Close(ctx context.Context) error {
 // leave ends the plugin in all instances.
 func (v *vm) leave(ctx context.Context, p *Plugin) {
 	var waiting []*root
-	for i := range v.workers {
-		if in := v.workers[i].in.Load(); in != nil {
-			if r := in.leave(p); r != nil {
-				waiting = append(waiting, r)
-			}
+	for i := range p.seats {
+		if r := p.seats[i].in.Load().leave(p); r != nil {
+			waiting = append(waiting, r)
 		}
 	}
 	for _, r := range waiting {
@@ -353,8 +369,8 @@ func (v *vm) close(ctx context.Context) error {
 	for p := range plugins {
 		v.leave(ctx, p)
 	}
-	for i := range v.workers {
-		if in := v.workers[i].in.Load(); in != nil {
+	for _, in := range v.workers {
+		if in != nil {
 			in.close()
 		}
 	}

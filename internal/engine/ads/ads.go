@@ -3,7 +3,7 @@
 //
 // A [Client] keeps one stream, subscribes to what it is told to, and gives each
 // response to [Config.Apply], whose error becomes the nack's reason. When the stream
-// ends it makes another, with backoff, and tells the server what it has, so that
+// ends it makes another, with growing pauses, and tells the server what it has, so that
 // only what changed is sent. It knows nothing about the resources themselves.
 //
 // Start at [Client.Run].
@@ -28,10 +28,12 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// How soon a client comes back: as the agent's bootstrap tells Envoy.
+// How soon a client comes back: at a time by chance within an interval that begins with
+// retryBase and doubles up to retryMost, and begins anew after a stream on which the
+// server has answered. Envoy's, unless its bootstrap says otherwise.
 const (
-	retryBase = 100 * time.Millisecond
-	retryMost = 2 * time.Second
+	retryBase = 500 * time.Millisecond
+	retryMost = 30 * time.Second
 )
 
 // A Config is what a client needs. All but Log are required.

@@ -53,6 +53,7 @@ type Wasm struct {
 	RootID        string
 	Configuration []byte
 	Policy        wasmv3.FailurePolicy // never UNSPECIFIED
+	FailOpen      bool                 // the old field of that name: FAIL_OPEN also for streams that the guest had
 	Backoff       time.Duration        // of FAIL_RELOAD; 0 is the default
 
 	VMID            string
@@ -217,7 +218,7 @@ func (d *decoder) wasm(path string, m *wasmv3.PluginConfig, kind Kind) *Wasm {
 	case open && w.Policy != wasmv3.FailurePolicy_UNSPECIFIED:
 		d.fail(in(path, "fail_open"), "cannot be given together with failure_policy")
 	case open:
-		w.Policy = wasmv3.FailurePolicy_FAIL_OPEN
+		w.Policy, w.FailOpen = wasmv3.FailurePolicy_FAIL_OPEN, true
 	case w.Policy == wasmv3.FailurePolicy_UNSPECIFIED:
 		w.Policy = wasmv3.FailurePolicy_FAIL_CLOSED
 	}

@@ -139,7 +139,7 @@ func (o *Opener) plugin(ctx context.Context, c *config.Wasm) (*proxywasm.Plugin,
 			Workers: o.Workers, Services: o.Services,
 		},
 		Properties: o.Properties,
-		Policy:     policy(c.Policy),
+		Policy:     policy(c),
 		Backoff:    c.Backoff,
 	})
 	// The plugin holds the module itself.
@@ -168,9 +168,12 @@ func (o *Opener) env(c *config.Wasm) []string {
 	return list
 }
 
-func policy(p wasmv3.FailurePolicy) proxywasm.FailPolicy {
-	switch p {
+func policy(c *config.Wasm) proxywasm.FailPolicy {
+	switch c.Policy {
 	case wasmv3.FailurePolicy_FAIL_OPEN:
+		if c.FailOpen {
+			return proxywasm.FailIgnore
+		}
 		return proxywasm.FailOpen
 	case wasmv3.FailurePolicy_FAIL_RELOAD:
 		return proxywasm.FailReload

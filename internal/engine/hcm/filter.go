@@ -69,7 +69,11 @@ func (f *filter) headers(kind abi.Stream, h *http1.Fields, end bool) proxywasm.A
 	case f.http != nil && kind == abi.Request:
 		f.request.Store(true)
 		f.asked.Store(true)
-		return gone(&f.request, f.http.OnRequestHeaders(h, end))
+		act := f.http.OnRequestHeaders(h, end)
+		if act == proxywasm.Pause && !end {
+			f.s.ahead.start()
+		}
+		return gone(&f.request, act)
 	case f.http != nil && !f.asked.Load(): // an earlier filter has answered
 	case f.http != nil:
 		f.response.Store(true)

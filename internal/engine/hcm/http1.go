@@ -15,6 +15,7 @@ import (
 
 // serveHTTP1 answers one request after the other.
 func (m *Manager) serveHTTP1(ctx context.Context, c *Conn) {
+	ctx = WithConnection(ctx)
 	for {
 		_ = c.SetReadDeadline(m.env.Now().Add(connectionIdle))
 		if _, err := c.R.Peek(1); err != nil {
@@ -107,6 +108,9 @@ type writer1 struct {
 func (d *writer1) multiplexed() bool { return false }
 
 func (d *writer1) request() (requestBody, bool) { return d.body, d.c.R.Buffered() > 0 }
+
+// arrived reports whether some of the request is at hand. Only who reads the body may ask.
+func (d *writer1) arrived() bool { return d.c.R.Buffered() > 0 }
 
 // raw makes the body of the request all that the client will send.
 func (d *writer1) raw() { d.body = http1.Raw(d.c.R) }

@@ -3,7 +3,7 @@
 //
 // A request is a stream. What is done to it, in what order, and how the proxy's
 // own answers are worded, is Envoy's. HTTP/1.1 is read by package http1, HTTP/2 by
-// net/http. Nothing is buffered that a filter does not hold back.
+// package http2. Nothing is buffered that a filter does not hold back.
 //
 // One goroutine has a stream; a second one reads the body of the request, if there
 // is one. Filters may go on at any time, from any goroutine (see direction).
@@ -31,6 +31,7 @@ import (
 
 	"github.com/chandler-proxy/chandler/internal/engine/config"
 	"github.com/chandler-proxy/chandler/internal/engine/extension"
+	"github.com/chandler-proxy/chandler/internal/engine/http2"
 	"github.com/chandler-proxy/chandler/internal/engine/stats"
 	"github.com/chandler-proxy/chandler/internal/engine/upstream"
 )
@@ -93,7 +94,7 @@ type Manager struct {
 	writers  sync.Pool // of *bufio.Writer, for HTTP/1.1
 	date     atomic.Pointer[date]
 
-	h2 *http.Server
+	h2 *http2.Server
 }
 
 type managerStats struct {
@@ -140,7 +141,7 @@ func New(cfg *config.HTTP, env *Env, routes func() *config.Routes, filters []Fil
 // over HTTP/2, after those to the requests that it has.
 func (m *Manager) Drain(ctx context.Context) {
 	if m.draining.CompareAndSwap(false, true) {
-		_ = m.h2.Shutdown(ctx)
+		m.h2.Drain()
 	}
 }
 

@@ -1,38 +1,43 @@
 package hcm
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
 	"net"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/chandler-proxy/chandler/internal/abi"
 	"github.com/chandler-proxy/chandler/internal/engine/http1"
 	"github.com/chandler-proxy/chandler/internal/engine/upstream"
+	"github.com/chandler-proxy/chandler/internal/proxywasm"
 )
 
-// properties are what plugins have set on the stream.
-type properties struct {
-	mu     sync.Mutex
-	values map[string]string
+type connectionKey struct{}
+
+// WithConnection returns ctx for a connection: its streams share what plugins set for
+// as long as it lives.
+func WithConnection(ctx context.Context) context.Context {
+	if ConnectionState(ctx) != nil {
+		return ctx
+	}
+	return context.WithValue(ctx, connectionKey{}, new(proxywasm.FilterState))
 }
 
-// SetProperty keeps a property for the stream. As in Envoy one whose path has several
-// segments cannot be read.
-func (f *filter) SetProperty(path, value string) abi.Status {
-	p := &f.s.set
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.values == nil {
-		p.values = map[string]string{}
-	}
-	p.values[path] = value
-	return abi.OK
+// ConnectionState is what plugins have set for that long; nil in a context of no connection.
+func ConnectionState(ctx context.Context) *proxywasm.FilterState {
+	f, _ := ctx.Value(connectionKey{}).(*proxywasm.FilterState)
+	return f
 }
+
+// FilterState is what plugins have set on the stream: [proxywasm.Stateful].
+func (f *filter) FilterState() *proxywasm.FilterState { return f.s.set }
+
+// SetProperty is not called: see [filter.FilterState].
+func (f *filter) SetProperty(string, string) abi.Status { return abi.Unimplemented }
 
 // AppendProperty answers with Envoy's attributes.
 //
@@ -43,12 +48,6 @@ func (f *filter) AppendProperty(dst []byte, path string) ([]byte, abi.Status) {
 	}
 	if f.s.opaque(path) {
 		return dst, abi.SerializationFailure
-	}
-	p := &f.s.set
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if v, ok := p.values[path]; ok && strings.IndexByte(path, 0) < 0 {
-		return append(dst, v...), abi.OK
 	}
 	return dst, abi.NotFound
 }
@@ -179,7 +178,8 @@ func byteSize(f *http1.Fields) int {
 	return n
 }
 
-// headerAttribute is one header, or all of them.
+// headerAttribute is one header, or all of them. Those of the same name are one, as in
+// Envoy, which in a map of all has them in no order; and host is another name of the authority.
 func headerAttribute(dst []byte, f *http1.Fields, key string) ([]byte, bool) {
 	switch {
 	case f == nil && key == "":
@@ -187,7 +187,11 @@ func headerAttribute(dst []byte, f *http1.Fields, key string) ([]byte, bool) {
 	case f == nil:
 		return dst, false
 	case key == "":
-		return abi.AppendMap(dst, f.Pairs()), true
+		return abi.AppendMap(dst, joined(f)), true
+	}
+	key = strings.ToLower(key)
+	if key == "host" {
+		key = ":authority"
 	}
 	value, found := "", false
 	for _, p := range f.Pairs() {
@@ -200,6 +204,21 @@ func headerAttribute(dst []byte, f *http1.Fields, key string) ([]byte, bool) {
 		}
 	}
 	return append(dst, value...), found
+}
+
+// joined are the fields, each name once.
+func joined(f *http1.Fields) []abi.Pair {
+	var all []abi.Pair
+	at := map[string]int{}
+	for _, p := range f.Pairs() {
+		if i, ok := at[p.Key]; ok {
+			all[i].Value += "," + p.Value
+			continue
+		}
+		at[p.Key] = len(all)
+		all = append(all, p)
+	}
+	return all
 }
 
 func (s *stream) responseAttribute(dst []byte, name, key string, seen bool) ([]byte, bool) {

@@ -536,7 +536,10 @@ func (r *router) answered(resp *upstream.Response) {
 // again makes another attempt if the route says so. It returns false if this one counts.
 func (r *router) again(a *attempt, resp *upstream.Response, err error) bool {
 	retry := &r.route.Forward.Retry
-	if r.s.upgrade || !r.keep.Load() || !wanted(retry, a, resp, err) {
+	if r.s.upgrade && a.exchange != nil { // of another protocol nothing is sent twice
+		return false
+	}
+	if !r.keep.Load() || !wanted(retry, a, resp, err) {
 		return false
 	}
 	if r.attempts > retry.Max {

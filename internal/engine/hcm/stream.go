@@ -13,6 +13,7 @@ import (
 	"github.com/chandler-proxy/chandler/internal/engine/config"
 	"github.com/chandler-proxy/chandler/internal/engine/http1"
 	"github.com/chandler-proxy/chandler/internal/engine/upstream"
+	"github.com/chandler-proxy/chandler/internal/proxywasm"
 )
 
 // A requestBody is that of a request.
@@ -85,7 +86,8 @@ type stream struct {
 	details  atomic.Pointer[string]
 	flags    flags
 	backend  atomic.Int64 // nanoseconds that the upstream took for all of its response; 0 before
-	set      properties
+	set      *proxywasm.FilterState
+	ahead    *ahead // of the body of a request over HTTP/1.1
 	status   int
 	idle     *time.Timer  // nil without a limit
 	sent     atomic.Int64 // bytes of the response's body
@@ -96,6 +98,7 @@ type stream struct {
 func newStream(ctx context.Context, m *Manager, c *Conn, f *http1.Fields, w writer, protocol string) *stream {
 	s := &stream{m: m, conn: c, fields: f, writer: w, protocol: protocol, start: m.env.Now(), routes: m.routes(), remote: remote{c.Remote}}
 	s.ctx, s.cancel = context.WithCancel(ctx)
+	s.set = proxywasm.NewFilterState(ConnectionState(ctx))
 	s.signal.cond = sync.NewCond(&s.signal)
 	s.request.init(s, abi.Request)
 	s.response.init(s, abi.Response)
@@ -127,6 +130,10 @@ func (s *stream) run() {
 		s.request.run(nil, false)
 	} else {
 		body, ready := s.writer.request()
+		if w, ok := s.writer.(*writer1); ok && !s.upgrade {
+			s.ahead = newAhead(s, body, w.arrived)
+			body = s.ahead
+		}
 		s.pump.Go(func() {
 			m.deepen()
 			s.request.run(body, ready)
@@ -338,7 +345,7 @@ func (s *stream) writeHead(f *http1.Fields, end bool) bool {
 		return false
 	}
 	s.finalize(f)
-	if !s.end && !s.request.complete.Load() {
+	if !s.end && !s.hasRequest() {
 		s.writer.early()
 	}
 	s.status = statusOf(f)
@@ -351,6 +358,12 @@ func (s *stream) writeHead(f *http1.Fields, end bool) bool {
 		s.finished()
 	}
 	return true
+}
+
+// hasRequest reports whether the whole request has come.
+func (s *stream) hasRequest() bool {
+	s.ahead.catchUp()
+	return s.request.complete.Load()
 }
 
 func (s *stream) finished() {
@@ -372,6 +385,7 @@ func (s *stream) close() {
 		}
 		s.router.stop()
 	}
+	s.ahead.close()
 	s.pump.Wait()
 	s.router.close()
 	s.request.resumes.Wait()

@@ -374,6 +374,7 @@ func (l *Listener) ended(c *hcm.Conn) *config.Entry {
 func (ch *Chain) serve(c *hcm.Conn, l *Listener) {
 	stop := context.AfterFunc(ch.ctx, func() { c.Close() })
 	defer stop()
+	ctx := hcm.WithConnection(ch.ctx)
 	if ch.tls != nil {
 		t := tls.Server(&peeked{Conn: c.Conn, r: c.R}, ch.tls.config())
 		ctx, cancel := context.WithTimeout(ch.ctx, handshakeTimeout)
@@ -387,7 +388,7 @@ func (ch *Chain) serve(c *hcm.Conn, l *Listener) {
 		c.Conn, c.R, c.TLS = t, bufio.NewReader(t), &state
 	}
 	if len(ch.network) > 0 {
-		f, ok := ch.filtered(c)
+		f, ok := ch.filtered(ctx, c)
 		if !ok {
 			return
 		}
@@ -400,7 +401,7 @@ func (ch *Chain) serve(c *hcm.Conn, l *Listener) {
 			c.Conn, c.R = m, bufio.NewReader(m)
 			defer m.tell(c.Entry)
 		}
-		ch.http.Serve(ch.ctx, c)
+		ch.http.Serve(ctx, c)
 		return
 	}
 	ch.tcp.serve(ch.ctx, c)

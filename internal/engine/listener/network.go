@@ -1,9 +1,9 @@
 package listener
 
 import (
+	"context"
 	"io"
 	"net"
-	"strings"
 	"sync"
 
 	"github.com/chandler-proxy/chandler/internal/abi"
@@ -37,7 +37,7 @@ type filtered struct {
 	resumed uint64
 	closed  bool
 	left    bool // the client closed the connection
-	values  map[string]string
+	state   *proxywasm.FilterState
 }
 
 // A plugin is one filter of a connection.
@@ -51,8 +51,8 @@ type plugin struct {
 
 // filtered starts the network filters. RBAC decides when the connection opens,
 // which Envoy puts off until the first byte. It returns false if the connection is refused.
-func (ch *Chain) filtered(c *hcm.Conn) (*filtered, bool) {
-	f := &filtered{Conn: c.Conn, conn: c, chain: ch, env: ch.env.HTTP}
+func (ch *Chain) filtered(ctx context.Context, c *hcm.Conn) (*filtered, bool) {
+	f := &filtered{Conn: c.Conn, conn: c, chain: ch, env: ch.env.HTTP, state: hcm.ConnectionState(ctx)}
 	f.moved = sync.NewCond(&f.mu)
 	ok := true
 	for _, filter := range ch.network {
@@ -309,11 +309,6 @@ func (p *plugin) AppendProperty(dst []byte, path string) ([]byte, abi.Status) {
 	if hcm.OpaqueRoot(path) {
 		return dst, abi.SerializationFailure
 	}
-	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	if v, ok := p.f.values[path]; ok && strings.IndexByte(path, 0) < 0 {
-		return append(dst, v...), abi.OK
-	}
 	return dst, abi.NotFound
 }
 
@@ -334,13 +329,9 @@ func (ch *Chain) attribute(dst []byte, path string) ([]byte, bool) {
 	return ch.env.HTTP.Facts(dst, path)
 }
 
-// SetProperty keeps a property for the connection.
-func (p *plugin) SetProperty(path, value string) abi.Status {
-	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	if p.f.values == nil {
-		p.f.values = map[string]string{}
-	}
-	p.f.values[path] = value
-	return abi.OK
-}
+// FilterState is what plugins have set on the connection, also for the requests on it:
+// [proxywasm.Stateful].
+func (p *plugin) FilterState() *proxywasm.FilterState { return p.f.state }
+
+// SetProperty is not called: see [plugin.FilterState].
+func (p *plugin) SetProperty(string, string) abi.Status { return abi.Unimplemented }

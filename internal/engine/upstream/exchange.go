@@ -21,10 +21,6 @@ type Request struct {
 	End     bool // there is neither body nor trailers
 	Upgrade bool // it asks for another protocol
 	Late    bool // the head may be sent as late as when the response is waited for
-
-	// Trailers are the names of those that will come, as far as they are known. They need
-	// not be told.
-	Trailers []string
 }
 
 // A Response is the head of a response, and its body.

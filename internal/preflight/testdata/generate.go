@@ -3,6 +3,7 @@ package testdata
 
 //go:generate wat2wasm allocate.wat -o allocate.wasm
 //go:generate wat2wasm busy.wat -o busy.wasm
+//go:generate wat2wasm expression.wat -o expression.wasm
 //go:generate wat2wasm imports-memory.wat -o imports-memory.wasm
 //go:generate wat2wasm loop-at-start.wat -o loop-at-start.wasm
 //go:generate wat2wasm loop.wat -o loop.wasm

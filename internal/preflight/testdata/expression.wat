@@ -1,0 +1,21 @@
+;; A module that takes its configuration only where there are Envoy's expressions.
+(module
+  (import "env" "proxy_call_foreign_function" (func $call (param i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (global $at (mut i32) (i32.const 1024))
+  (data (i32.const 0) "expr_createexpr_evaluateexpr_delete1 + 1")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "malloc") (param i32) (result i32)
+    (global.get $at)
+    (global.set $at (i32.add (global.get $at) (i32.and (i32.add (local.get 0) (i32.const 7)) (i32.const -8)))))
+  ;; ok: creates the expression, evaluates it and deletes it.
+  (func $ok (param $expression i32) (param $size i32) (result i32)
+    (if (call $call (i32.const 0) (i32.const 11) (local.get $expression) (local.get $size) (i32.const 512) (i32.const 516))
+      (then (return (i32.const 0))))
+    (if (call $call (i32.const 11) (i32.const 13) (i32.load (i32.const 512)) (i32.const 4) (i32.const 520) (i32.const 524))
+      (then (return (i32.const 0))))
+    (i32.eqz (call $call (i32.const 24) (i32.const 11) (i32.load (i32.const 512)) (i32.const 4) (i32.const 520) (i32.const 524))))
+  (func (export "proxy_on_context_create") (param i32 i32))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 0))
+  (func (export "proxy_on_configure") (param i32 i32) (result i32)
+    (call $ok (i32.const 35) (i32.const 5))))
