@@ -4,12 +4,10 @@ package engine
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -18,10 +16,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 )
 
 // patience is how long anything that must happen may take.
@@ -49,7 +47,7 @@ func startStand(b *testing.B, w workload) *stand {
 		engine: &gateway{name: "engine", plain: freeAddress(b), filtered: freeAddress(b)},
 		envoy:  &gateway{name: "envoy", plain: freeAddress(b), filtered: freeAddress(b)},
 	}
-	resources := backendYAML(startBackend(b)) + s.engine.yaml() + s.envoy.yaml()
+	resources := envoytest.Backend(startBackend(b), "engine", "envoy") + s.engine.yaml() + s.envoy.yaml()
 	if w.module != "" {
 		resources += w.yaml(b, port(s.engine.filtered), port(s.envoy.filtered))
 	}
@@ -67,11 +65,7 @@ func startStand(b *testing.B, w workload) *stand {
 
 func (g *gateway) start(b *testing.B, bin, xds string) {
 	b.Helper()
-	data, err := os.MkdirTemp("", "ch") // short: a Unix socket's path has little room
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { os.RemoveAll(data) })
+	data := envoytest.ShortDir(b)
 	agent := spawn(b, bin, "agent", "--control", xds, "--data", data, "--proxy", g.name, "--envoy", tool(b, "CHANDLER_ENVOY"),
 		"--namespace", "istio-system", "--labels", "bench=gateway,proxy="+g.name, "--admin", freeAddress(b), "--status", freeAddress(b))
 	g.pids = []int{agent}
@@ -152,31 +146,13 @@ func processUsage(pid int) (u usage, err error) {
 // tool is the path of a program, from the environment.
 func tool(b *testing.B, variable string) string {
 	b.Helper()
-	path := os.Getenv(variable)
-	if path == "" {
-		b.Fatalf("%s is not set; run make bench", variable)
-	}
-	return path
+	return envoytest.Tool(b, variable)
 }
-
-// ports are handed out one after the other, below those that the system takes for
-// outgoing connections, of which there are many here.
-var ports atomic.Int64
 
 // freeAddress is a loopback address that nothing listens on.
 func freeAddress(b *testing.B) string {
 	b.Helper()
-	const first, last = 20_000, 32_000
-	ports.CompareAndSwap(0, rand.Int64N(last-first))
-	for range last - first {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+ports.Add(1)%(last-first)))
-		if err == nil {
-			l.Close()
-			return l.Addr().String()
-		}
-	}
-	b.Fatal("no port is free")
-	return ""
+	return envoytest.Address(b)
 }
 
 func port(address string) string {
@@ -187,44 +163,13 @@ func port(address string) string {
 // eventually asks f until it gives no error.
 func eventually(b *testing.B, what string, f func() error) {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for err := f(); err != nil; err = f() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			b.Fatalf("%s: still after %v: %v", what, patience, err)
-		}
-	}
+	envoytest.Wait{Patience: patience, Every: 20 * time.Millisecond}.Until(b, what, f)
 }
 
-// spawn runs a program until b ends, and returns its process number. What it
-// printed is shown if b failed.
+// spawn runs a program until b ends, and returns its process number.
 func spawn(b *testing.B, program string, args ...string) int {
 	b.Helper()
-	out, err := os.Create(filepath.Join(b.TempDir(), "log"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	cmd := exec.Command(program, args...)
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
-		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-		_ = cmd.Wait() // how it ended is in its log
-		kill.Stop()
-		if text, err := os.ReadFile(out.Name()); b.Failed() {
-			b.Logf("%s (%v):\n%s", strings.Join(cmd.Args, " "), err, text[max(0, len(text)-8000):])
-		}
-		out.Close()
-	})
-	return cmd.Process.Pid
+	return envoytest.Start(b, nil, program, args...).PID()
 }
 
 // run runs a program to its end.
@@ -310,34 +255,6 @@ func summary(length int64, sum uint32) string { return fmt.Sprintf("%d %08X", le
 
 // text is 10 KB in which there is something to rewrite.
 var text = strings.Repeat("The quick brown fox jumps over the lazy dog 0123456789.\n", 183)[:10<<10]
-
-func backendYAML(address string) string {
-	host, port, _ := net.SplitHostPort(address)
-	return fmt.Sprintf(`
-apiVersion: v1
-kind: Service
-metadata: {name: backend, namespace: default}
-spec:
-  ports: [{name: http, port: 80, targetPort: %s}]
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: backend-1, namespace: default, labels: {kubernetes.io/service-name: backend}}
-addressType: IPv4
-ports: [{name: http, port: %s}]
-endpoints: [{addresses: [%s]}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: backend, namespace: default}
-spec:
-  hosts: ["*"]
-  gateways: [istio-system/engine, istio-system/envoy]
-  http:
-  - route:
-    - destination: {host: backend, port: {number: 80}}
-`, port, port, host)
-}
 
 func (g *gateway) yaml() string {
 	return fmt.Sprintf(`

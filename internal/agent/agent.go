@@ -79,7 +79,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer socket.Close()
 	ctx, quit := context.WithCancelCause(ctx)
 	defer quit(nil)
-	status := newStatus(cfg, proxy, xds.Connected, func() { quit(envoy.ErrNoDrain) })
+	status := newStatus(cfg, proxy, xds, func() { quit(envoy.ErrNoDrain) })
 
 	g, ctx := errgroup.WithContext(ctx)
 	drained := stage(ctx, g, "proxy", proxy.Run)

@@ -237,6 +237,8 @@ func TestRunRefuses(t *testing.T) {
 		change     func(*Config)
 	}{
 		{"no upstream", "upstream is required", func(c *Config) { c.Upstream = "" }},
+		{"an upstream without a port", "upstream foo is not HOST:PORT", func(c *Config) { c.Upstream = "foo" }},
+		{"a port that is none", "upstream foo:x is not HOST:PORT", func(c *Config) { c.Upstream = "foo:x" }},
 		{"no envoy", "path of envoy is required", func(c *Config) { c.Envoy = "" }},
 		{"no log", "log is required", func(c *Config) { c.Log = nil }},
 		{"no proxy", "name and namespace are required", func(*Config) {}},

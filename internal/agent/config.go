@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -65,6 +66,8 @@ func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.Upstream == "":
 		return c, errors.New("upstream is required")
+	case !hasPort(c.Upstream):
+		return c, fmt.Errorf("upstream %s is not HOST:PORT", c.Upstream)
 	case c.Envoy == "" && !c.Engine:
 		return c, errors.New("path of envoy is required")
 	case c.Engine && len(c.EnvoyArgs) > 0:
@@ -86,6 +89,13 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.ModuleDir = cmp.Or(c.ModuleDir, filepath.Join(c.DataDir, "modules"))
 	return c, nil
+}
+
+// hasPort reports whether addr is a host and a port.
+func hasPort(addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	_, bad := strconv.ParseUint(port, 10, 16)
+	return err == nil && bad == nil && host != "" && port != "0"
 }
 
 // listenStatus returns the listener for metrics and health.

@@ -24,13 +24,19 @@ type proxy interface {
 	Adopted() bool
 }
 
+// An above is what the status port says of a [relay.Relay]: of the control plane.
+type above interface {
+	Connected() bool // it has answered once
+	Away() error     // why it cannot be had now
+}
+
 // A status serves health and metrics, as port 15020 of Istio's agent does.
 type status struct {
-	upstream  string
-	proxy     proxy
-	connected func() bool // the control plane has answered once
-	quit      func()
-	probes    http.Handler
+	upstream string
+	proxy    proxy
+	control  above
+	quit     func()
+	probes   http.Handler
 
 	metrics  prometheus.Gatherer
 	scrapes  prometheus.Counter
@@ -38,14 +44,14 @@ type status struct {
 	log      *slog.Logger
 }
 
-func newStatus(cfg Config, p proxy, connected func() bool, quit func()) *status {
+func newStatus(cfg Config, p proxy, c above, quit func()) *status {
 	s := &status{
-		upstream:  cfg.Upstream,
-		proxy:     p,
-		connected: connected,
-		quit:      quit,
-		probes:    probes(cfg),
-		metrics:   cfg.Metrics,
+		upstream: cfg.Upstream,
+		proxy:    p,
+		control:  c,
+		quit:     quit,
+		probes:   probes(cfg),
+		metrics:  cfg.Metrics,
 		scrapes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "istio_agent_scrapes_total",
 			Help: "The total number of scrapes.",
@@ -133,13 +139,16 @@ func (s *status) serveReady(w http.ResponseWriter, r *http.Request) {
 // ready wants Envoy live and the control plane to have answered once. An Envoy
 // that was adopted has had that from an earlier agent.
 func (s *status) ready(ctx context.Context) error {
-	if err := s.proxy.Ready(ctx); err != nil {
+	err := s.proxy.Ready(ctx)
+	switch {
+	case s.control.Connected() || s.proxy.Adopted():
 		return err
-	}
-	if !s.connected() && !s.proxy.Adopted() {
+	case s.control.Away() != nil:
+		return errors.Join(err, fmt.Errorf("control plane %s is away: %w", s.upstream, s.control.Away()))
+	case err == nil:
 		return fmt.Errorf("control plane %s has not answered yet", s.upstream)
 	}
-	return nil
+	return err
 }
 
 // serveQuit ends the agent and its Envoy at once, without draining: who calls

@@ -30,9 +30,22 @@ func (p *aProxy) Admin() (*envoy.Admin, error) {
 	return p.admin, nil
 }
 
+// aControl is a control plane as the status port sees it.
+type aControl struct {
+	connected bool
+	away      error
+}
+
+func (c aControl) Connected() bool { return c.connected }
+func (c aControl) Away() error     { return c.away }
+
 func statusOf(p proxy, connected bool, quit func()) http.Handler {
+	return statusWith(p, aControl{connected: connected}, quit)
+}
+
+func statusWith(p proxy, c above, quit func()) http.Handler {
 	cfg := Config{Upstream: "control:15010", Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)}
-	return newStatus(cfg, p, func() bool { return connected }, quit).handler()
+	return newStatus(cfg, p, c, quit).handler()
 }
 
 func ask(h http.Handler, method, path, from string) *httptest.ResponseRecorder {
@@ -68,12 +81,34 @@ func TestServeReady(t *testing.T) {
 	}
 }
 
+// TestServeReadyNamesTheCause: a proxy that has had no configuration says why.
+func TestServeReadyNamesTheCause(t *testing.T) {
+	unknown := errors.New("certificate signed by unknown authority")
+	starting := &envoy.NotReadyError{State: "PRE_INITIALIZING"}
+	for _, tt := range []struct {
+		proxy   aProxy
+		control aControl
+		code    int
+		says    string
+	}{
+		{aProxy{ready: starting}, aControl{away: unknown}, 503, "the proxy is pre_initializing\ncontrol plane control:15010 is away: certificate signed by unknown authority\n"},
+		{aProxy{}, aControl{away: unknown}, 503, "control plane control:15010 is away: certificate signed by unknown authority\n"},
+		{aProxy{}, aControl{connected: true, away: unknown}, 200, "ok\n"}, // it has what it needs
+		{aProxy{ready: starting}, aControl{connected: true, away: unknown}, 503, "the proxy is pre_initializing\n"},
+	} {
+		w := ask(statusWith(&tt.proxy, tt.control, nil), "GET", "/healthz/ready", "")
+		if w.Code != tt.code || w.Body.String() != tt.says {
+			t.Errorf("%v: %d %q, want %d %q", tt.control, w.Code, w.Body, tt.code, tt.says)
+		}
+	}
+}
+
 // TestHealthAlone: what a load balancer may show to the world tells whether the proxy
 // is ready, and nothing else.
 func TestHealthAlone(t *testing.T) {
 	cfg := Config{Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)}
 	quit := func() { t.Error("quits") }
-	h := newStatus(cfg, &aProxy{}, func() bool { return true }, quit).health()
+	h := newStatus(cfg, &aProxy{}, aControl{connected: true}, quit).health()
 	for _, tt := range []struct {
 		method, path string
 		code         int

@@ -37,6 +37,9 @@ agent's socket, xds.sock in --data, as its ADS cluster.`,
 			if upstream == "" {
 				return misuse{errors.New("--control is required: the ADDRESS of a control plane")}
 			}
+			if _, _, err := net.SplitHostPort(upstream); err != nil {
+				return misuse{fmt.Errorf("--control: %w", err)}
+			}
 			if id != (identity.Client{}) && id.CAFile == "" {
 				return misuse{errors.New("--ca is required: without it nothing is encrypted, and a credential is not sent in plain text")}
 			}

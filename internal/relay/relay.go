@@ -14,7 +14,8 @@
 //     that refuses the module still has something to run.
 //   - An extension that Envoy refuses does not keep it from taking changes of the
 //     listeners that have it: Envoy is sent what it runs once more, and listeners
-//     wait for that moment.
+//     wait for that moment. Nor does it open a listener that waits for another:
+//     until Envoy has something for that, it is sent nothing that it may refuse.
 //   - Extensions do not wait for each other, and the newest wanted wins: a newer
 //     version cancels the fetch of an older one.
 //   - An extension that no listener has any more becomes a no-op, even while
@@ -78,6 +79,7 @@ type Relay struct {
 	random    func() float64 // in [0, 1)
 	connected atomic.Bool
 	own       atomic.Bool // the control plane is Chandler's, as far as it has told
+	outage    outage
 	streams   sync.WaitGroup
 
 	mu        sync.Mutex

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +30,8 @@ type session struct {
 	start func(ctx context.Context, name string, gen uint64, delay time.Duration, w *wanted)
 	ctx   context.Context // of the stream: parent of fetches
 
+	awaited    map[string]uint64 // extensions that a listener brings to a serving Envoy, which has nothing for them; see await
+	awaits     uint64
 	down, up   []frame // to send, oldest first
 	listeners  []frame // from above: to follow down once Envoy has answered all deliveries
 	extensions map[string]*extension
@@ -100,11 +103,14 @@ type failure struct {
 	code   codes.Code
 }
 
-// failed is the failure that err is: one to fetch a module has a code of its own.
+// failed is the failure that err is: one to fetch a module has a code of its own, and
+// so has what comes after.
 func failed(err error) failure {
 	f := failure{err.Error(), codes.InvalidArgument}
 	if e, ok := errors.AsType[*fetch.Error](err); ok {
 		f.code = e.Kind.Code()
+	} else if errors.As(err, new(Refusal)) {
+		f.code = ecds.Fetched
 	}
 	return f
 }
@@ -114,6 +120,7 @@ func newSession(ctx context.Context, r *Relay, d dialect) *session {
 		relay:      r,
 		d:          d,
 		ctx:        ctx,
+		awaited:    make(map[string]uint64),
 		extensions: make(map[string]*extension),
 		batches:    make(map[string]*batch),
 		deliveries: make(map[string]*delivery),
@@ -159,6 +166,9 @@ func (s *session) fromEnvoy(f frame) error {
 		s.subscribe(name, &req)
 	}
 	s.passListeners()
+	if err := s.sendHeld(); err != nil {
+		return err
+	}
 	if req.first || len(req.subscribe)+len(req.unsubscribe) > 0 {
 		return errors.Join(s.sendUp(s.d.subscribe(req)), s.report(req.subscribe...))
 	}
@@ -173,8 +183,11 @@ func (s *session) report(names ...string) error {
 	}
 	modules := make(map[string]module.Digest)
 	for _, name := range names {
-		if h, ok := s.relay.holds(name); ok && h.lease != nil {
-			modules[name] = h.lease.Digest
+		if h, ok := s.relay.holds(name); ok {
+			modules[name] = module.Digest{} // not that of what ran before
+			if h.lease != nil {
+				modules[name] = h.lease.Digest
+			}
 		}
 	}
 	if len(modules) == 0 {
@@ -205,6 +218,7 @@ func (s *session) subscribe(name string, req *request) {
 			e.have = "unknown"
 		}
 	}
+	delete(s.awaited, name)
 	delete(req.have, name)
 	if isKnown && has == known.version {
 		upstream, _, _ := cutLast(known.version, "~")
@@ -227,6 +241,7 @@ func (s *session) unsubscribe(name string) error {
 	}
 	e.release()
 	delete(s.extensions, name)
+	delete(s.awaited, name)
 	s.relay.drop(func(n string) bool { return n == name })
 	return s.supersede(e)
 }
@@ -341,6 +356,7 @@ func (s *session) pursue(e *extension) error {
 // listeners that drain, and would give it to a new extension of the same name.
 func (s *session) renamed(gone, back []string) error {
 	for _, name := range gone {
+		delete(s.awaited, name)
 		e := s.extensions[name]
 		if e == nil || e.ext == nil || e.idle {
 			continue
@@ -367,7 +383,7 @@ func (s *session) renamed(gone, back []string) error {
 			return err
 		}
 	}
-	return nil
+	return s.sendHeld()
 }
 
 // rest makes e a no-op after what is on its way.
@@ -460,7 +476,8 @@ func (s *session) sendStandIn(e *extension, v ecds.Verdict, types []string) erro
 	})
 }
 
-// deliver sends d to Envoy, after what is under way. An extension that is new
+// deliver sends d to Envoy, after what is under way, and not while a listener may be
+// opened by its refusal. An extension that is new
 // to a serving Envoy is a no-op first (one with a remote module is already):
 // should Envoy refuse d, it has that.
 func (s *session) deliver(e *extension, d *delivery) error {
@@ -472,14 +489,64 @@ func (s *session) deliver(e *extension, d *delivery) error {
 			return err
 		}
 	}
-	if e.sent == nil {
-		return s.send(e, d)
-	}
 	if e.next != nil {
 		e.next.lease.Release()
 	}
 	e.next = d
+	return s.sendNext(e)
+}
+
+// sendNext sends what is next for e, if it may go.
+func (s *session) sendNext(e *extension) error {
+	d := e.next
+	if d == nil || e.sent != nil || d.gen != 0 && s.exposed(e.name) {
+		return nil
+	}
+	e.next = nil
+	return s.send(e, d)
+}
+
+// sendHeld sends what was held back, if nothing is exposed any more.
+func (s *session) sendHeld() error {
+	for _, name := range slices.Sorted(maps.Keys(s.extensions)) {
+		if err := s.sendNext(s.extensions[name]); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// await notes that a listener on its way brings extensions to a serving Envoy that it
+// has nothing for. Until it has, it is sent nothing that it may refuse: with any refusal
+// of an extension config Envoy tells all that wait for theirs that there is none, so that
+// the listener would go live without these, and answer 500. It returns what ends the
+// wait, to be given to awaitedEnough, and whether there is one: Envoy may refuse the
+// listener, and the control plane may not have the extension.
+func (s *session) await(names []string) (wait uint64, begun bool) {
+	if !s.relay.cfg.Serving() {
+		return 0, false
+	}
+	s.awaits++
+	for _, name := range names {
+		if e := s.extensions[name]; e == nil || e.have == "" {
+			s.awaited[name] = s.awaits
+			begun = true
+		}
+	}
+	return s.awaits, begun
+}
+
+// awaitedEnough ends a wait that Envoy has not.
+func (s *session) awaitedEnough(wait uint64) error {
+	maps.DeleteFunc(s.awaited, func(_ string, w uint64) bool { return w == wait })
+	return s.sendHeld()
+}
+
+// exposed says whether a listener waits for extensions, and not for this one: what it
+// waits for goes at once, where there is no stand-in for it.
+func (s *session) exposed(name string) bool {
+	_, own := s.awaited[name]
+	return len(s.awaited) > 0 && !own
 }
 
 func (s *session) send(e *extension, d *delivery) error {
@@ -518,11 +585,10 @@ func (s *session) answered(nonce, reject string) error {
 	} else {
 		err = s.rejected(e, d, reject)
 	}
-	if next := e.next; err == nil && next != nil && e.sent == nil {
-		e.next = nil
-		err = s.send(e, next)
+	if err != nil {
+		return err
 	}
-	return err
+	return s.sendNext(e)
 }
 
 // answeredBefore takes deliveries before nonce as acked: in state of the world
@@ -545,6 +611,7 @@ func (s *session) answeredBefore(nonce string) error {
 // running records that Envoy runs d.
 func (s *session) running(e *extension, d *delivery) error {
 	e.have = d.version
+	delete(s.awaited, e.name)
 	if d.again || isStandIn(d.version) {
 		return nil
 	}
@@ -589,7 +656,7 @@ func (s *session) rejected(e *extension, d *delivery, reason string) error {
 	}
 	s.relay.cfg.Log.Warn("extension refused by the proxy",
 		"extension", e.name, "version", d.version, "runs", e.have, "reason", reason)
-	s.settle(e, failed(errors.New("the proxy refused it: "+reason)))
+	s.settle(e, failed(Refusal{errors.New("the proxy refused it: " + reason)}))
 	return errors.Join(s.standIn(e), s.restore(e), s.answer(e.wanted.nonce))
 }
 

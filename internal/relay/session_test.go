@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/chandler-proxy/chandler/internal/ecds"
+	"github.com/chandler-proxy/chandler/internal/fetch"
 	"github.com/chandler-proxy/chandler/internal/module"
 	"github.com/chandler-proxy/chandler/internal/store"
 )
@@ -462,6 +463,37 @@ func TestReport(t *testing.T) {
 		InitialResourceVersions: map[string]string{"a": version("v1", "one")},
 	})
 	h.expect("up +[a b] -[] has map[a:v1]", runs)
+
+	h.above("2", "v2", extensionConfig(t, "a", new(httprbacv3.RBAC))) // without a module
+	h.trace = nil
+	h.ack("a")
+	h.expect("up ack 2", fmt.Sprintf("up runs map[a:%v]", module.Digest{}))
+}
+
+// TestCodes: a refusal says whether the module was fetched.
+func TestCodes(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want codes.Code
+	}{
+		{&fetch.Error{Kind: fetch.NotFound, Err: errors.New("404")}, codes.NotFound},
+		{Refusal{errors.New("bad configuration")}, ecds.Fetched},
+		{errors.New("no space left on device"), codes.InvalidArgument},
+	} {
+		if got := failed(tt.err).code; got != tt.want {
+			t.Errorf("%v: %v, want %v", tt.err, got, tt.want)
+		}
+	}
+	if _, ok := fetch.KindOf(ecds.Fetched); ok {
+		t.Error("the code of what was fetched is that of a failure to fetch")
+	}
+	h := running(t)
+	h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+	h.fetched("a", "two")
+	h.nack("a", "cannot load")
+	if f := h.s.batches["2"].failed["a"]; f.code != ecds.Fetched {
+		t.Errorf("refused by the proxy: %+v", f)
+	}
 }
 
 func TestStandInRefused(t *testing.T) {
@@ -670,6 +702,84 @@ func TestExtensionThatAListenerHasAgain(t *testing.T) {
 	h.fetched("a", "two")
 	h.ack("a")
 	h.expect("fetch oci://registry.test/a:2 in 0s", "down a "+version("v2", "two")+": file /modules/two", "up ack 2")
+}
+
+// Any refusal would open a listener that waits for an extension which is new to a
+// serving proxy: until the proxy has something for that, it gets nothing to refuse.
+func TestNothingToRefuseWhileAListenerWaits(t *testing.T) {
+	awaiting := func(t *testing.T) (h *harness, wait uint64) {
+		h = running(t)
+		h.above("2", "v2", remoteExtension(t, "a", "2", 0))
+		wait, begun := h.s.await([]string{"a", "b", "c"})
+		if !begun {
+			t.Fatal("nothing is awaited")
+		}
+		h.fetched("a", "two")
+		h.expect("fetch oci://registry.test/a:2 in 0s")
+		h.subscribe("b", "c")
+		h.above("3", "v1", remoteExtension(t, "b", "1", 0), extensionConfig(t, "c", new(httprbacv3.RBAC)))
+		h.fetched("b", "b")
+		h.expect("up +[b c] -[] has map[]", "fetch oci://registry.test/b:1 in 0s", "down b v1~allow: 105 bytes of wasm",
+			"down c v1: rbac")
+		return h, wait
+	}
+	two, b := "down a "+version("v2", "two")+": file /modules/two", "down b "+version("v1", "b")+": file /modules/b"
+	t.Run("until it has them", func(t *testing.T) {
+		h, wait := awaiting(t)
+		h.ack("b")
+		h.expect() // it waits for c
+		h.ack("c")
+		h.expect(two, b)
+		h.nack("a", "cannot load")
+		h.ack("b")
+		h.expect("down a "+version("v1", "one")+": file /modules/one", "up nack 2: extension a: the proxy refused it: cannot load", "up ack 3")
+		h.check(h.s.awaitedEnough(wait))
+		h.expect()
+	})
+	t.Run("until it does not want them", func(t *testing.T) {
+		h, _ := awaiting(t)
+		h.ack("b")
+		h.envoy(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesUnsubscribe: []string{"c"}})
+		h.expect(two, b, "up +[] -[c] has map[]")
+	})
+	t.Run("until no listener does", func(t *testing.T) {
+		h, _ := awaiting(t)
+		h.listen(false, "a", "b", "c")
+		h.ack("b")
+		h.listen(false, "a", "b")
+		h.expect(two, b)
+	})
+	t.Run("for so long", func(t *testing.T) {
+		h, wait := awaiting(t)
+		if _, begun := h.s.await([]string{"d"}); !begun {
+			t.Fatal("nothing is awaited")
+		}
+		h.ack("b")
+		h.check(h.s.awaitedEnough(wait))
+		h.expect() // the other wait goes on
+		h.check(h.s.awaitedEnough(wait + 1))
+		h.expect(two, b)
+	})
+	t.Run("not while it starts", func(t *testing.T) {
+		h := newHarness(t)
+		if _, begun := h.s.await([]string{"a"}); begun {
+			t.Error("is awaited")
+		}
+	})
+	t.Run("not for what it has from an earlier stream", func(t *testing.T) {
+		h := running(t)
+		h.connect(h.s.relay)
+		if _, begun := h.s.await([]string{"a"}); !begun {
+			t.Error("is not awaited although it may be new")
+		}
+		h.envoy(&discoveryv3.DeltaDiscoveryRequest{
+			ResourceNamesSubscribe:  []string{"a"},
+			InitialResourceVersions: map[string]string{"a": version("v1", "one")},
+		})
+		if h.s.exposed("other") {
+			t.Error("is awaited although the proxy has it")
+		}
+	})
 }
 
 // An agent that has just begun does not know the listeners that an Envoy has from

@@ -24,6 +24,10 @@ const (
 	// openFor is how long a response stays unanswered while its modules are
 	// fetched. See session.lateAck.
 	openFor = 3 * time.Second
+
+	// awaitFor is how long what Envoy may refuse waits for extensions that a listener
+	// brings. See session.await.
+	awaitFor = 5 * time.Second
 )
 
 // An outcome is what came of one fetch.
@@ -42,6 +46,9 @@ func (r *Relay) serve(down grpc.ServerStream, method string, d dialect) error {
 		grpc.ForceCodecV2(codec{}),
 		grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage))
 	if err != nil {
+		if down.Context().Err() == nil {
+			r.outage.begin(r.cfg.Log, err)
+		}
 		return status.Errorf(codes.Unavailable, "connect to the control plane: %v", err)
 	}
 
@@ -49,14 +56,14 @@ func (r *Relay) serve(down grpc.ServerStream, method string, d dialect) error {
 		relay:     r,
 		fromEnvoy: make(chan frame), toEnvoy: make(chan frame),
 		fromAbove: make(chan frame), toAbove: make(chan frame),
-		outcomes: make(chan outcome), late: make(chan string),
+		outcomes: make(chan outcome), late: make(chan func() error),
 	}
 	s.session = newSession(ctx, r, d)
 	s.session.start = func(ctx context.Context, name string, gen uint64, delay time.Duration, w *wanted) {
 		g.Go(func() error { return s.fetch(ctx, name, gen, delay, w) })
 	}
-	s.after = func(d time.Duration, nonce string) {
-		g.Go(func() error { return s.wait(ctx, d, nonce) })
+	s.after = func(d time.Duration, do func() error) {
+		g.Go(func() error { return s.wait(ctx, d, do) })
 	}
 
 	// A server stream's RecvMsg returns only once this handler has, so the
@@ -77,7 +84,7 @@ func (r *Relay) serve(down grpc.ServerStream, method string, d dialect) error {
 	err = g.Wait()
 	s.session.end()
 	if err != nil && !errors.Is(err, errEnvoyEnded) && down.Context().Err() == nil {
-		r.cfg.Log.Warn("xDS stream ended", "reason", err)
+		r.outage.begin(r.cfg.Log, err)
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	return nil
@@ -118,13 +125,13 @@ func send(ctx context.Context, st interface{ SendMsg(any) error }, frames <-chan
 type stream struct {
 	relay   *Relay
 	session *session
-	after   func(d time.Duration, nonce string)
-	begun   bool // Envoy has asked for listeners
+	after   func(d time.Duration, do func() error) // has run call do after d
+	begun   bool                                   // Envoy has asked for listeners
 
 	fromEnvoy, toEnvoy chan frame
 	fromAbove, toAbove chan frame
 	outcomes           chan outcome
-	late               chan string // nonces of responses that are open for too long
+	late               chan func() error // what is due; see after
 }
 
 // run moves messages until either side ends. It never waits to send: both
@@ -153,8 +160,8 @@ func (s *stream) run(ctx context.Context) error {
 			err = s.response(f)
 		case o := <-s.outcomes:
 			err = s.session.fetched(o.name, o.gen, o.lease, o.err)
-		case nonce := <-s.late:
-			err = s.session.lateAck(nonce)
+		case do := <-s.late:
+			err = do()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -187,6 +194,7 @@ func (s *stream) request(f frame) error {
 
 func (s *stream) response(f frame) error {
 	s.relay.connected.Store(true)
+	s.relay.outage.end(s.relay.cfg.Log)
 	typeURL := s.session.d.responseType(f)
 	switch {
 	case s.relay.cfg.PassECDS, typeURL != ecds.TypeURL && typeURL != ecds.ListenerTypeURL:
@@ -194,6 +202,9 @@ func (s *stream) response(f frame) error {
 		return nil
 	case typeURL == ecds.ListenerTypeURL:
 		gone, back := s.relay.discovered(s.session.d.listeners(f))
+		if wait, begun := s.session.await(back); begun {
+			s.after(awaitFor, func() error { return s.session.awaitedEnough(wait) })
+		}
 		s.session.passListeners(f)
 		return s.session.renamed(gone, back)
 	}
@@ -204,7 +215,7 @@ func (s *stream) response(f frame) error {
 	own := from == ecds.ControlPlane
 	s.relay.own.Store(own)
 	if !own && s.session.open(nonce) { // Chandler's never waits for an answer
-		s.after(openFor, nonce)
+		s.after(openFor, func() error { return s.session.lateAck(nonce) })
 	}
 	return nil
 }
@@ -247,8 +258,8 @@ func (s *stream) get(ctx context.Context, w *wanted) (*store.Lease, error) {
 	return lease, nil
 }
 
-// wait reports nonce after d.
-func (s *stream) wait(ctx context.Context, d time.Duration, nonce string) error {
+// wait has do called after d.
+func (s *stream) wait(ctx context.Context, d time.Duration, do func() error) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -257,7 +268,7 @@ func (s *stream) wait(ctx context.Context, d time.Duration, nonce string) error 
 		return nil
 	}
 	select {
-	case s.late <- nonce:
+	case s.late <- do:
 	case <-ctx.Done():
 	}
 	return nil

@@ -244,7 +244,7 @@ func TestWays(t *testing.T) {
 			remove(t, dir+"/one/two/a.yaml")
 			w.until("b v1")
 			remove(t, dir+"/three.yaml") // it was no folder
-			w.until("three.yaml"+missing)
+			w.until("three.yaml" + missing)
 		},
 		"links swapped as Kubernetes does for a volume": func(t *testing.T, dir string) {
 			write(t, dir+"/..1/a.yaml", plugin("a", "v1"))
