@@ -17,7 +17,7 @@ const drainInterval = 50 * time.Millisecond
 func (p *Process) stop(ctx context.Context, c *child, gone <-chan struct{}) {
 	noDrain := errors.Is(context.Cause(ctx), ErrNoDrain)
 	ctx = context.WithoutCancel(ctx)
-	if c.live.Load() && !noDrain {
+	if !noDrain && (c.live.Load() || c.serves(ctx)) {
 		p.drain(ctx, c, gone)
 	}
 	p.signal(c, syscall.SIGTERM)
@@ -29,6 +29,18 @@ func (p *Process) stop(ctx context.Context, c *child, gone <-chan struct{}) {
 		<-gone
 	}
 	p.cfg.Log.Info("envoy stopped", "pid", c.pid)
+}
+
+// serves reports whether c is live, as far as it says so within a second: it may have
+// become so since it was asked last.
+func (c *child) serves(ctx context.Context) bool {
+	a, err := c.client()
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return a.Ready(ctx) == nil
 }
 
 func (p *Process) signal(c *child, sig syscall.Signal) {

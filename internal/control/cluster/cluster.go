@@ -111,8 +111,10 @@ func (p *plane) open(ctx context.Context) error {
 	}
 	p.inject = p.cfg.Inject
 	p.inject.RootNamespace, p.inject.Domain = p.namespace, cmp.Or(p.cfg.Control.Mesh.Domain, p.inject.Domain)
-	if p.inject, err = p.inject.WithDefaults(); err != nil {
-		return fmt.Errorf("injection: %w", err)
+	if p.cfg.Webhook != "" || p.cfg.Gateways { // else nothing is made of it
+		if p.inject, err = p.inject.WithDefaults(); err != nil {
+			return fmt.Errorf("injection: %w", err)
+		}
 	}
 	p.foreign = newForeign(p.client.EventsV1(), p.cfg.Instance, p.log, p.cfg.Control.Metrics)
 	metrics, domain := p.cfg.Control.Metrics, cmp.Or(p.cfg.Control.Mesh.Domain, "cluster.local")
