@@ -73,6 +73,8 @@ func newSite(t *testing.T) *site {
 	if s.dynamic, err = dynamic.NewForConfig(config); err != nil {
 		t.Fatal(err)
 	}
+	s.undefine(plugins)
+	s.undefine(extensions)
 	return s
 }
 
@@ -104,6 +106,43 @@ func (s *site) remove(namespace string) {
 	}
 }
 
+// undefine takes away the definition of a kind that other packages' tests have left on the
+// API server, and puts it back when the test ends.
+func (s *site) undefine(gvr schema.GroupVersionResource) {
+	s.t.Helper()
+	name := gvr.GroupResource().String()
+	left, err := s.dynamic.Resource(definitions).Get(s.t.Context(), name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return
+	}
+	if err == nil {
+		err = s.dynamic.Resource(definitions).Delete(s.t.Context(), name, metav1.DeleteOptions{})
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.eventually(name+" is gone", func() error { return s.undefined(s.t.Context(), gvr) })
+	s.t.Cleanup(func() {
+		back := &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": left.GetAPIVersion(), "kind": left.GetKind(), "metadata": map[string]any{"name": name}, "spec": left.Object["spec"],
+		}}
+		back.SetAnnotations(left.GetAnnotations())
+		back.SetLabels(left.GetLabels())
+		if _, err := s.dynamic.Resource(definitions).Create(context.WithoutCancel(s.t.Context()), back, metav1.CreateOptions{}); err != nil {
+			s.t.Error(err)
+		}
+	})
+}
+
+// undefined is nil if there is no definition of a kind.
+func (s *site) undefined(ctx context.Context, gvr schema.GroupVersionResource) error {
+	_, err := s.dynamic.Resource(definitions).Get(ctx, gvr.GroupResource().String(), metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return fmt.Errorf("still there: %v", err)
+}
+
 // define makes the definition of a kind as somebody might who checks nothing.
 func (s *site) define(gvr schema.GroupVersionResource, kind string) {
 	s.t.Helper()
@@ -127,12 +166,7 @@ func (s *site) define(gvr schema.GroupVersionResource, kind string) {
 		if err := s.dynamic.Resource(definitions).Delete(ctx, gvr.GroupResource().String(), metav1.DeleteOptions{}); err != nil {
 			s.t.Error(err)
 		}
-		s.eventually(gvr.Resource+" are gone", func() error {
-			if _, err := s.dynamic.Resource(definitions).Get(ctx, gvr.GroupResource().String(), metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-				return fmt.Errorf("still there: %v", err)
-			}
-			return nil
-		})
+		s.eventually(gvr.Resource+" are gone", func() error { return s.undefined(ctx, gvr) })
 	})
 	s.eventually(gvr.Resource+" are served", func() error {
 		_, err := s.dynamic.Resource(gvr).List(s.t.Context(), metav1.ListOptions{})
