@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 	"github.com/chandler-proxy/chandler/test/kube"
 )
 
@@ -242,18 +243,5 @@ func told(b *testing.B, c *kube.Cluster, plugins int) {
 // wait calls do until it has no error, but not for ever.
 func wait(b *testing.B, what string, do func() error) {
 	b.Helper()
-	deadline := time.After(3 * time.Minute)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := do()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			b.Fatalf("%s: %v", what, err)
-		}
-	}
+	envoytest.Wait{Patience: 3 * time.Minute, Every: 5 * time.Millisecond}.Until(b, what, do)
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -21,6 +20,8 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 )
 
 // The test is run again in processes of their own, which part says which they are: a
@@ -107,10 +108,11 @@ var networks46 = []network{
 func inPod(t *testing.T) {
 	run(t, "ip link set lo up")
 	machine := startOther(t)
-	run(t, fmt.Sprintf("ip link add eth0 type veth peer name eth0 netns %d", machine.cmd.Process.Pid),
+	dialThere := func(address string) string { return machine.Ask("dial " + address) }
+	run(t, fmt.Sprintf("ip link add eth0 type veth peer name eth0 netns %d", machine.Cmd.Process.Pid),
 		"ip addr add 10.9.0.2/24 dev eth0", "ip addr add fd09::2/64 dev eth0 nodad", "ip link set eth0 up",
 		"ip route add default via 10.9.0.1", "ip -6 route add default via fd09::1")
-	if got := machine.ask("serve"); got != "ok" {
+	if got := machine.Ask("serve"); got != "ok" {
 		t.Fatal(got)
 	}
 	for _, n := range networks46 {
@@ -146,8 +148,8 @@ func inPod(t *testing.T) {
 				{"proxy to localhost", n.localhost, "8080", proxy, "workload"},
 				{"proxy to its own pod, for a service", n.podIP, "8080", proxy, "15006 for " + net.JoinHostPort(n.podIP, "8080")},
 				{"proxy to the workload", n.podIP, "8080", as(n, 1337, 1337, n.own), "workload"},
-				{"other machine to the workload", n.podIP, "8080", machine.dial, "15006 for " + net.JoinHostPort(n.podIP, "8080")},
-				{"other machine to the agent", n.podIP, "15020", machine.dial, "workload"},
+				{"other machine to the workload", n.podIP, "8080", dialThere, "15006 for " + net.JoinHostPort(n.podIP, "8080")},
+				{"other machine to the agent", n.podIP, "15020", dialThere, "workload"},
 			} {
 				if got := tt.dial(net.JoinHostPort(tt.ip, tt.port)); got != tt.want {
 					t.Errorf("%s: %s at %s: %s, want %s", n.tcp, tt.who, tt.ip, got, tt.want)
@@ -170,8 +172,8 @@ func inPod(t *testing.T) {
 			}{
 				{"workload to another port", n.far, "443", workload, "15001 for " + net.JoinHostPort(n.far, "443")},
 				{"workload to an excluded network", n.otherIP, "9090", workload, "other"},
-				{"other machine to an excluded port", n.podIP, "9090", machine.dial, "workload"},
-				{"other machine to another port", n.podIP, "8080", machine.dial, "15006 for " + net.JoinHostPort(n.podIP, "8080")},
+				{"other machine to an excluded port", n.podIP, "9090", dialThere, "workload"},
+				{"other machine to another port", n.podIP, "8080", dialThere, "15006 for " + net.JoinHostPort(n.podIP, "8080")},
 			} {
 				if got := tt.dial(net.JoinHostPort(tt.ip, tt.port)); got != tt.want {
 					t.Errorf("%s: %s at %s: %s, want %s", n.tcp, tt.who, tt.ip, got, tt.want)
@@ -196,8 +198,8 @@ func inPod(t *testing.T) {
 			}{
 				{"workload to an included port", n.far, "443", workload, "15001 for " + net.JoinHostPort(n.far, "443")},
 				{"workload to none", n.otherIP, "8080", workload, "other"},
-				{"other machine to an included port", n.podIP, "9090", machine.dial, "15006 for " + net.JoinHostPort(n.podIP, "9090")},
-				{"other machine to another port", n.podIP, "8080", machine.dial, "workload"},
+				{"other machine to an included port", n.podIP, "9090", dialThere, "15006 for " + net.JoinHostPort(n.podIP, "9090")},
+				{"other machine to another port", n.podIP, "8080", dialThere, "workload"},
 			} {
 				if got := tt.dial(net.JoinHostPort(tt.ip, tt.port)); got != tt.want {
 					t.Errorf("%s: %s at %s: %s, want %s", n.tcp, tt.who, tt.ip, got, tt.want)
@@ -218,7 +220,7 @@ func inPod(t *testing.T) {
 			if got := as(n, 1000, 1000, "")(net.JoinHostPort(n.otherIP, "8080")); got != "other" {
 				t.Errorf("%s: workload to the other machine: %s, want other", n.tcp, got)
 			}
-			if got := machine.dial(net.JoinHostPort(n.podIP, "8080")); got != "workload" {
+			if got := dialThere(net.JoinHostPort(n.podIP, "8080")); got != "workload" {
 				t.Errorf("%s: other machine to the workload: %s, want workload", n.tcp, got)
 			}
 		}
@@ -355,57 +357,15 @@ func originalDestination(c *net.TCPConn) string {
 	return to
 }
 
-// A machine is the process that is another machine; it is asked by lines.
-type machine struct {
-	cmd *exec.Cmd
-	in  io.Writer
-	out *bufio.Reader
-}
-
-func startOther(t *testing.T) machine {
+func startOther(t *testing.T) envoytest.Peer {
 	t.Helper()
-	cmd := command(t, other, &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET})
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		cmd.Wait()
-	})
-	return machine{cmd, in, bufio.NewReader(out)}
+	return envoytest.StartPeer(t, command(t, other, &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}))
 }
 
-// answerMark begins the lines that are answers, among those of the test itself.
-const answerMark = "answer "
-
-func (m machine) ask(question string) string {
-	fmt.Fprintln(m.in, question)
-	for {
-		line, err := m.out.ReadString('\n')
-		if err != nil {
-			return err.Error()
-		}
-		if answer, ok := strings.CutPrefix(line, answerMark); ok {
-			return strings.TrimSpace(answer)
-		}
-	}
-}
-
-func (m machine) dial(address string) string { return m.ask("dial " + address) }
-
-// onOther does as it is asked until nobody asks any more.
+// onOther is the process that is another machine.
 func onOther(t *testing.T) {
-	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		what, address, _ := strings.Cut(lines.Text(), " ")
-		answer := "ok"
+	envoytest.Answer(func(question string) string {
+		what, address, _ := strings.Cut(question, " ")
 		switch what {
 		case "serve":
 			run(t, "ip link set lo up", "ip addr add 10.9.0.1/24 dev eth0", "ip addr add fd09::1/64 dev eth0 nodad", "ip link set eth0 up")
@@ -415,8 +375,8 @@ func onOther(t *testing.T) {
 				}
 			}
 		case "dial":
-			answer = dial(net.Dialer{}, address)
+			return dial(net.Dialer{}, address)
 		}
-		fmt.Println(answerMark + answer)
-	}
+		return "ok"
+	})
 }

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 
@@ -296,35 +295,7 @@ func (tt *fieldTest) build(t *testing.T, s setting, set bool) (text string, prob
 	w, problems := mesh.New(append(slices.Clone(tt.others), o), mesh.Options{})
 	r, more := Build(w, readNode(t, tt.node))
 	problems = slices.DeleteFunc(append(problems, more...), func(p resource.Problem) bool { return p.Name != o.GetName() })
-	return content(t, r), problems
-}
-
-// content is equal for equal Resources; it is not for reading.
-func content(t *testing.T, r *Resources) string {
-	t.Helper()
-	var out []byte
-	add := func(m proto.Message) {
-		var err error
-		if out, err = (proto.MarshalOptions{Deterministic: true}).MarshalAppend(append(out, '\n'), m); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, m := range r.Listeners {
-		add(m)
-	}
-	for _, m := range r.Routes {
-		add(m)
-	}
-	for _, m := range r.Clusters {
-		add(m)
-	}
-	for _, m := range r.Endpoints {
-		add(m)
-	}
-	for _, m := range r.Secrets {
-		add(m)
-	}
-	return string(out)
+	return encode(t, r, nil), problems
 }
 
 // below is the message of a field, the first one if there are many; it is made if there is none.

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 )
 
 // The test is run again in processes of their own, which dualStackPart says which they
@@ -65,11 +67,11 @@ const dualStackMesh = `
 
 // inDualStackPod is the pod: redirection, control plane, sidecar and workload.
 func inDualStackPod(t *testing.T, proxy string) {
-	other := startDualStackOther(t)
-	ip(t, "link set lo up", fmt.Sprintf("link add eth0 type veth peer name eth0 netns %d", other.cmd.Process.Pid),
+	other := envoytest.StartPeer(t, inNetwork("other"))
+	ip(t, "link set lo up", fmt.Sprintf("link add eth0 type veth peer name eth0 netns %d", other.Cmd.Process.Pid),
 		"addr add 10.9.0.2/24 dev eth0", "addr add fd09::2/64 dev eth0 nodad", "link set eth0 up",
 		"route add default via 10.9.0.1", "-6 route add default via fd09::1")
-	if got := other.ask("serve"); got != "ok" {
+	if got := other.Ask("serve"); got != "ok" {
 		t.Fatal(got)
 	}
 	dualStackServers(t, "workload")
@@ -99,12 +101,12 @@ func inDualStackPod(t *testing.T, proxy string) {
 		ask            func(what string) string
 		want           string
 	}{
-		{"web", "10.9.0.2:8080", "web", other.ask, "200 workload 127.0.0.6 by a proxy"},
-		{"web", "[fd09::2]:8080", "web", other.ask, "200 workload ::6 by a proxy"},
-		{"web", "[fd09::2]:7070", "web", other.ask, "200 workload ::6 by a proxy"}, // of no service
-		{"web", "10.9.0.2:7070", "web", other.ask, "200 workload 127.0.0.6 by a proxy"},
-		{"line", "10.9.0.2:9090", "", other.ask, "workload 127.0.0.6"},
-		{"line", "[fd09::2]:9090", "", other.ask, "workload ::6"},
+		{"web", "10.9.0.2:8080", "web", other.Ask, "200 workload 127.0.0.6 by a proxy"},
+		{"web", "[fd09::2]:8080", "web", other.Ask, "200 workload ::6 by a proxy"},
+		{"web", "[fd09::2]:7070", "web", other.Ask, "200 workload ::6 by a proxy"}, // of no service
+		{"web", "10.9.0.2:7070", "web", other.Ask, "200 workload 127.0.0.6 by a proxy"},
+		{"line", "10.9.0.2:9090", "", other.Ask, "workload 127.0.0.6"},
+		{"line", "[fd09::2]:9090", "", other.Ask, "workload ::6"},
 
 		{"web", "[fd96::2]:80", "six", dualStackAsk, "200 other fd09::2 by a proxy"},
 		{"web", "[fd96::2]:80", "[fd96::2]", dualStackAsk, "200 other fd09::2 by a proxy"},
@@ -201,60 +203,14 @@ func dualStackAsk(question string) string {
 	return fmt.Sprint(res.StatusCode, " ", string(body), by)
 }
 
-// A dualStackOther is the process that is another machine; it is asked by lines.
-type dualStackOther struct {
-	cmd *exec.Cmd
-	in  io.Writer
-	out *bufio.Reader
-}
-
-func startDualStackOther(t *testing.T) dualStackOther {
-	t.Helper()
-	cmd := inNetwork("other")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		_ = cmd.Wait() // it has nobody to answer any more
-	})
-	return dualStackOther{cmd, in, bufio.NewReader(out)}
-}
-
-// dualStackAnswer begins the lines that are answers, among those of the test itself.
-const dualStackAnswer = "answer "
-
-func (o dualStackOther) ask(question string) string {
-	fmt.Fprintln(o.in, question)
-	for {
-		line, err := o.out.ReadString('\n')
-		if err != nil {
-			return err.Error()
-		}
-		if answer, ok := strings.CutPrefix(line, dualStackAnswer); ok {
-			return strings.TrimSpace(answer)
-		}
-	}
-}
-
-// onDualStackOther does as it is asked until nobody asks any more.
+// onDualStackOther is the process that is another machine.
 func onDualStackOther(t *testing.T) {
-	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		answer := "ok"
-		if lines.Text() == "serve" {
-			ip(t, "link set lo up", "addr add 10.9.0.1/24 dev eth0", "addr add fd09::1/64 dev eth0 nodad", "link set eth0 up")
-			dualStackServers(t, "other")
-		} else {
-			answer = dualStackAsk(lines.Text())
+	envoytest.Answer(func(question string) string {
+		if question != "serve" {
+			return dualStackAsk(question)
 		}
-		fmt.Println(dualStackAnswer + answer)
-	}
+		ip(t, "link set lo up", "addr add 10.9.0.1/24 dev eth0", "addr add fd09::1/64 dev eth0 nodad", "link set eth0 up")
+		dualStackServers(t, "other")
+		return "ok"
+	})
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 	"github.com/chandler-proxy/chandler/test/kube"
 )
 
@@ -133,20 +134,7 @@ func afterwards(t testing.TB, c *kube.Cluster, args ...string) {
 // eventually waits until do has no error.
 func eventually(t testing.TB, what string, do func() error) {
 	t.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := do()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
+	envoytest.Wait{Patience: patience, Every: 100 * time.Millisecond}.Until(t, what, do)
 }
 
 // contains is an error unless text has all of parts.

@@ -34,6 +34,7 @@ import (
 
 	"github.com/chandler-proxy/chandler/internal/control"
 	"github.com/chandler-proxy/chandler/internal/control/cluster"
+	"github.com/chandler-proxy/chandler/internal/envoy/envoytest"
 	"github.com/chandler-proxy/chandler/internal/inject"
 	"github.com/chandler-proxy/chandler/internal/inject/trust"
 	"github.com/chandler-proxy/chandler/internal/mesh"
@@ -188,20 +189,7 @@ func (s *site) create(gvr schema.GroupVersionResource, kind, namespace, name str
 // eventually fails unless check returns nil within a minute.
 func (s *site) eventually(what string, check func() error) {
 	s.t.Helper()
-	deadline := time.After(time.Minute)
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			s.t.Fatalf("not so after a minute: %s: %v", what, err)
-		}
-	}
+	envoytest.Wait{Patience: time.Minute, Every: 100 * time.Millisecond}.Until(s.t, what, check)
 }
 
 // condition is nil when a condition of an extension is as wanted, "STATUS REASON",
